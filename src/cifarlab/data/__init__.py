@@ -1,0 +1,5 @@
+"""Data sources: NumPy pictures and labels, found, verified and cached. Nothing here imports torch."""
+
+from cifarlab.data.sources import Source, Split, open_source
+
+__all__ = ["Source", "Split", "open_source"]

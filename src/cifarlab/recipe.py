@@ -1,0 +1,421 @@
+"""A recipe: every number that decides a result, as checked, typed, immutable data.
+
+A recipe round-trips through JSON, is stored in the run it made, and any field of it can be overridden by its dotted
+name (`optimizer.learning_rate`). Nothing here imports torch.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cifarlab.errors import UserError, nearest, one_of
+from cifarlab.models.specs import ModelSpec
+
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Epochs = Annotated[int, Field(ge=1, le=100_000)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Published(Part):
+    """What the source reports. Accuracies are 0..1."""
+
+    accuracy: float = Field(ge=0.0, le=1.0)
+    split: Literal["test", "validation"] = "test"
+    epochs: int
+    loss: float | None = None
+
+
+class Data(Part):
+    """How pictures become inputs, and where validation pictures come from."""
+
+    preparation: Literal["scale", "center", "standardize", "standardize-channels"] = Field(
+        "scale",
+        description="scale: pixels / 255; center: minus each channel's mean as well; standardize: one mean and one"
+        " deviation over all training pixels and channels; standardize-channels: one of each for every channel",
+    )
+    validation: Literal["stratified", "first", "last", "none", "test"] = Field(
+        "stratified", description="'test' uses the test set as some write-ups did; every output then says so"
+    )
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.1, description="of the training set")
+    validation_images: Annotated[int, Field(ge=1)] | None = Field(None, description="beats validation_fraction")
+    validation_seed: Annotated[int, Field(ge=0)] = Field(2020, description="of the stratified cut, apart from `seed`")
+    steps_per_epoch: Literal["ceil", "floor"] = Field(
+        "ceil",
+        description="images / batch_size rounded up, or down: with floor, passes over the data drift against epochs"
+        " as with Keras's steps_per_epoch = n // batch_size over an endless stream",
+    )
+
+
+class Augment(Part):
+    """Random changes of training pictures: one affine map about the picture's centre, then the flip."""
+
+    shift: Fraction = Field(0.0, description="largest shift, as a fraction of height and of width, real-valued")
+    rotation: Annotated[float, Field(ge=0.0, le=180.0)] = Field(0.0, description="largest rotation, degrees")
+    zoom: Fraction = Field(0.0, description="largest change of scale: factor drawn from 1 - zoom to 1 + zoom")
+    flip: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.0, description="probability of a horizontal flip")
+
+
+class SGD(Part):
+    name: Literal["sgd"] = "sgd"
+    learning_rate: Positive = 0.01
+    momentum: Fraction = 0.0
+    nesterov: bool = False
+    weight_decay: NonNegative = Field(0.0, description="coupled, on kernels only (not on biases or batch norm)")
+    clip_norm: Positive | None = Field(None, description="largest norm of the whole gradient")
+
+    @model_validator(mode="after")
+    def nesterov_needs_momentum(self) -> "SGD":
+        if self.nesterov and self.momentum == 0.0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class RMSprop(Part):
+    """Keras 2's rule: epsilon is added to the root."""
+
+    name: Literal["rmsprop"] = "rmsprop"
+    learning_rate: Positive = 0.001
+    rho: Fraction = 0.9
+    epsilon: Positive = 1e-7
+    weight_decay: NonNegative = Field(0.0, description="coupled, on kernels only")
+    clip_norm: Positive | None = None
+
+
+class Adam(Part):
+    """Keras's rule: epsilon outside the bias correction ("epsilon hat" of the paper, arXiv 1412.6980, section 2)."""
+
+    name: Literal["adam"] = "adam"
+    learning_rate: Positive = 0.001
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    epsilon: Positive = 1e-7
+    weight_decay: NonNegative = Field(0.0, description="coupled, on kernels only")
+    clip_norm: Positive | None = None
+
+
+class AdamW(Part):
+    """Adam with weight decay decoupled from the gradient (arXiv 1711.05101), PyTorch's rule."""
+
+    name: Literal["adamw"] = "adamw"
+    learning_rate: Positive = 0.001
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    epsilon: Positive = 1e-8
+    weight_decay: NonNegative = Field(0.01, description="decoupled, on kernels only")
+    clip_norm: Positive | None = None
+
+
+Optimizer = Annotated[Union[SGD, RMSprop, Adam, AdamW], Field(discriminator="name")]
+
+
+class Constant(Part):
+    name: Literal["constant"] = "constant"
+
+
+class Step(Part):
+    """The rate times `factors[i]` from epoch `epochs[i]` on (epochs counted from 0), over 1 + decay_per_step * step."""
+
+    name: Literal["step"] = "step"
+    epochs: tuple[Epochs, ...] = Field(min_length=1)
+    factors: tuple[NonNegative, ...] = Field(min_length=1)
+    decay_per_step: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def epochs_rise_and_match(self) -> "Step":
+        if len(self.epochs) != len(self.factors):
+            raise ValueError(f"needs one factor for each epoch: {len(self.epochs)} epochs, {len(self.factors)} factors")
+        if list(self.epochs) != sorted(set(self.epochs)):
+            raise ValueError(f"epochs must rise, {list(self.epochs)} given")
+        return self
+
+
+class InverseTime(Part):
+    """rate / (1 + decay_per_step * step): Keras's `decay`."""
+
+    name: Literal["inverse-time"] = "inverse-time"
+    decay_per_step: NonNegative = 1e-6
+
+
+class Cosine(Part):
+    """Half a cosine from the rate to rate * final_factor (arXiv 1608.03983), after a linear warm-up.
+
+    With `restart_epochs` the cosine starts again after that many epochs, each cycle `restart_multiplier` times as long
+    as the one before; without, it spans the whole run.
+    """
+
+    name: Literal["cosine"] = "cosine"
+    warmup_epochs: NonNegative = 0.0
+    final_factor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    restart_epochs: Epochs | None = None
+    restart_multiplier: Annotated[int, Field(ge=1, le=10)] = 1
+
+
+class Cyclical(Part):
+    """Triangular: from the rate up to rate * peak_factor and back, `cycle_epochs` a cycle (arXiv 1506.01186)."""
+
+    name: Literal["cyclical"] = "cyclical"
+    cycle_epochs: Positive = 8.0
+    peak_factor: Annotated[float, Field(ge=1.0)] = 6.0
+
+
+class OneCycle(Part):
+    """rate / start_divisor up to the rate, then down to rate / final_divisor, in half cosines (arXiv 1708.07120)."""
+
+    name: Literal["one-cycle"] = "one-cycle"
+    warmup_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
+    start_divisor: Annotated[float, Field(ge=1.0)] = 25.0
+    final_divisor: Annotated[float, Field(ge=1.0)] = 10_000.0
+
+
+class Linear(Part):
+    """A linear warm-up, then a straight line to rate * final_factor at the end of the run."""
+
+    name: Literal["linear"] = "linear"
+    warmup_epochs: NonNegative = 0.0
+    final_factor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+
+
+class Plateau(Part):
+    """The rate times `factor` whenever validation loss has not fallen by min_delta for `patience` epochs."""
+
+    name: Literal["plateau"] = "plateau"
+    factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    patience_epochs: Epochs = 10
+    min_delta: NonNegative = 1e-4
+    minimum_factor: NonNegative = 0.0
+
+
+Schedule = Annotated[
+    Union[Constant, Step, InverseTime, Cosine, Cyclical, OneCycle, Linear, Plateau], Field(discriminator="name")
+]
+
+
+class Regularization(Part):
+    l2: NonNegative = Field(0.0, description="c of c * sum(w^2), added to the loss that is trained and shown")
+    l2_layers: Literal["hidden", "convolutions", "all"] = Field("hidden", description="hidden: all but the last layer")
+
+
+class Loss(Part):
+    label_smoothing: Fraction = 0.0
+
+
+class EMA(Part):
+    """An exponential moving average of the weights, used in place of them for validation and saved weights."""
+
+    decay: Fraction | None = Field(None, description="none for no average")
+
+
+class EarlyStopping(Part):
+    patience_epochs: Epochs | None = Field(None, description="epochs without a lower validation loss; none: never stop")
+    min_delta: NonNegative = 0.0
+
+
+class Device(Part):
+    """Where and how the arithmetic is done."""
+
+    name: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: mixed precision by autocast")
+    channels_last: bool = True
+    deterministic: bool = Field(False, description="on CUDA, at some cost in speed; on CPU runs always are")
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(None, description="CPU threads; none: all cores")
+
+
+class Recipe(Part):
+    """A complete experiment. See the parts for units and ranges."""
+
+    name: str
+    source: str = Field(description="where the method comes from: author, title, year")
+    notes: str = Field("", description="what was reconstructed, and what a reader must know")
+    published: Published | None = None
+    network: str = Field(description="the network in short, for people")
+    parameters: int | None = Field(None, description="numbers to learn, as published for the recipe's own network")
+    model: ModelSpec
+    data: Data = Data()
+    augment: Augment = Augment()
+    optimizer: Optimizer = SGD()
+    schedule: Schedule = Constant()
+    regularization: Regularization = Regularization()
+    loss: Loss = Loss()
+    ema: EMA = EMA()
+    early_stopping: EarlyStopping = EarlyStopping()
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
+    epochs: Epochs = 100
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    device: Device = Device()
+
+    @model_validator(mode="after")
+    def watched_loss_exists(self) -> "Recipe":
+        watchers = [
+            ("early_stopping.patience_epochs", self.early_stopping.patience_epochs is not None),
+            ("schedule.name=plateau", self.schedule.name == "plateau"),
+        ]
+        for field, on in watchers:
+            if on and self.data.validation in ("none", "test"):
+                raise ValueError(
+                    f"{field} watches the validation loss, and data.validation={self.data.validation} gives none"
+                    " to choose by: set data.validation to stratified, first or last"
+                )
+        return self
+
+
+def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """`recipe` with fields replaced by dotted name, values checked and converted.
+
+    When a part's `name` changes (`optimizer.name`, `schedule.name`, `model.name`), its other fields start from the new
+    part's defaults.
+
+    Raises:
+        UserError: naming every unknown field and every wrong value at once.
+    """
+    content = recipe.model_dump(mode="json")
+    mistakes: list[str] = []
+    for field in sorted(overrides, key=lambda name: not name.endswith(".name")):
+        mistake = _place(content, field, overrides[field])
+        if mistake:
+            mistakes.append(mistake)
+    if content["model"] != recipe.model.model_dump(mode="json"):
+        content["parameters"] = None  # published for the recipe's own network
+    result = None
+    try:
+        result = Recipe.model_validate(content)
+    except ValidationError as error:
+        mistakes.extend(_mistakes(error))
+    if result is None or mistakes:
+        raise UserError("; ".join(mistakes))
+    return result
+
+
+def from_json(text: str, origin: str) -> Recipe:
+    """The recipe that `text` holds.
+
+    Raises:
+        UserError: `origin` names the file in the message.
+    """
+    try:
+        return Recipe.model_validate_json(text)
+    except ValidationError as error:
+        raise UserError(f"{origin} is not a recipe: {'; '.join(_mistakes(error))}") from None
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """`["epochs=5", "augment.flip=0.5"]` as a dictionary. Values are JSON where they can be, else text.
+
+    Raises:
+        UserError: for an assignment without `=`.
+    """
+    result: dict[str, Any] = {}
+    for assignment in assignments:
+        field, equals, text = assignment.partition("=")
+        if not equals or not field.strip():
+            raise UserError(f"--set needs field=value, '{assignment}' given; for example --set optimizer.learning_rate=0.01")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = None if text.strip().lower() == "none" and not _takes_word_none(field) else text.strip()
+        result[field.strip()] = value
+    return result
+
+
+def tied_to_total(schedule: Schedule) -> bool:  # type: ignore[valid-type]
+    """True when the schedule's earlier rates would change with the number of epochs."""
+    if isinstance(schedule, Cosine):
+        return schedule.restart_epochs is None
+    return isinstance(schedule, OneCycle | Linear)
+
+
+def _takes_word_none(field: str) -> bool:
+    return field.strip() == "data.validation"
+
+
+def _place(content: dict[str, Any], field: str, value: Any) -> str | None:
+    """Put `value` at `field`, or say what is wrong with the name."""
+    *parents, leaf = field.split(".")
+    node = content
+    for depth, parent in enumerate(parents):
+        child = node.get(parent)
+        if not isinstance(child, dict):
+            return _unknown(field, ".".join([*parents[:depth], parent]), node, parents[:depth])
+        node = child
+    named = leaf == "name" and bool(parents)
+    allowed = set(node) | (_fields_of_named_part(parents, node) if parents else set())
+    if field == "name":
+        return "name cannot be set: it says which recipe this is"
+    if leaf not in allowed:
+        return _unknown(field, field, {name: None for name in allowed}, parents)
+    if isinstance(node.get(leaf), dict):
+        return f"{field} is a group of fields, set one of {one_of(f'{field}.{name}' for name in node[leaf])}"
+    if named and node["name"] != value:
+        node.clear()
+    node[leaf] = value
+    return None
+
+
+def _fields_of_named_part(parents: list[str], node: dict[str, Any]) -> set[str]:
+    if len(parents) != 1 or "name" not in node:
+        return set()
+    for part in _PARTS_BY_GROUP.get(parents[0], ()):
+        if part.model_fields["name"].default == node["name"]:
+            return set(part.model_fields)
+    return set()
+
+
+def _unknown(field: str, wrong: str, siblings: Mapping[str, Any], parents: list[str]) -> str:
+    names = {sibling: ".".join([*parents, sibling]) for sibling in siblings if parents or sibling != "name"}
+    near = difflib.get_close_matches(wrong.rpartition(".")[2], names, n=1, cutoff=0.6)
+    if near:
+        return f"unknown field '{field}'; did you mean '{names[near[0]]}'?"
+    return f"unknown field '{field}'; allowed here: {', '.join(sorted(names.values()))}"
+
+
+def _mistakes(error: ValidationError) -> list[str]:
+    return [_mistake(detail) for detail in error.errors()]
+
+
+def _mistake(detail: Any) -> str:
+    location = [str(item) for item in detail["loc"] if str(item) not in _TAGS]
+    field = ".".join(location) or "recipe"
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    if detail["type"] == "missing":
+        return f"{field} must be set"
+    if detail["type"] == "extra_forbidden":
+        return f"unknown field '{field}'{nearest(field, ALL_FIELDS)}"
+    if detail["type"] == "union_tag_invalid":
+        allowed = detail["ctx"]["expected_tags"].replace("'", "").split(", ")
+        tag = detail["ctx"]["tag"]
+        return f"{field}.name should be {one_of(allowed)}, {tag!r} given{nearest(tag, allowed)}"
+    if detail["type"] == "literal_error":
+        allowed = detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        hint = nearest(str(detail["input"]), allowed)
+        return f"{field} should be {one_of(allowed)}, {detail['input']!r} given{hint}"
+    if detail["type"] == "value_error":
+        return message if not location else f"{field}: {message}"
+    return f"{field} {message}, {detail['input']!r} given"
+
+
+_PARTS_BY_GROUP: dict[str, tuple[type[BaseModel], ...]] = {
+    "optimizer": (SGD, RMSprop, Adam, AdamW),
+    "schedule": (Constant, Step, InverseTime, Cosine, Cyclical, OneCycle, Linear, Plateau),
+    "model": (ModelSpec,),
+}
+_TAGS = {part.model_fields["name"].default for parts in _PARTS_BY_GROUP.values() for part in parts}
+
+
+def _all_fields() -> list[str]:
+    names: list[str] = []
+    for name, field in Recipe.model_fields.items():
+        parts = _PARTS_BY_GROUP.get(name)
+        if parts is None and isinstance(field.default, BaseModel):
+            parts = (type(field.default),)
+        names.extend([f"{name}.{leaf}" for part in parts for leaf in part.model_fields] if parts else [name])
+    return list(dict.fromkeys(names))
+
+
+ALL_FIELDS = _all_fields()
