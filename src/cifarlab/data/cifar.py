@@ -133,8 +133,8 @@ PYTHON_LAYOUT = Layout(
     ),
 )
 
-# The format fixes these bytes: for the same pictures in the same order, one label byte and then the 3,072 bytes
-# of the python batch's row. The checksums are of that re-encoding; tests/data/test_cifar.py does it again.
+# The format fixes these bytes: for the same pictures in the same order, one label byte and then the 3,072
+# bytes of the python batch's row. The checksums are of that re-encoding; tests/data/test_cifar.py repeats it.
 BINARY_LAYOUT = Layout(
     kind="binary",
     folder="cifar-10-batches-bin",
@@ -187,7 +187,7 @@ CIFAR10 = Dataset(
 
 
 def read_split(dataset: Dataset, place: Place, split: SplitName) -> tuple[np.ndarray, np.ndarray]:
-    """Read one split from the official files: pictures uint8 (N, 32, 32, 3), labels int64 (N,), in file order.
+    """Read one split from the official files: uint8 (N, 32, 32, 3) and int64 (N,), in file order.
 
     The batches of the other split are neither decoded nor, in a folder, opened.
     Raises UserError naming the file that is missing, cut short, altered or not what it should be.
@@ -273,8 +273,8 @@ def _checked(data: bytes, batch: BatchFile, place: Place) -> bytes:
     given = hashlib.sha256(data).hexdigest()
     if given != batch.sha256:
         raise UserError(
-            f"{batch.name} in {place.path} is damaged: its SHA-256 starts with {given[:12]}, the official file's "
-            f"with {batch.sha256[:12]}; {_put_right(place)}"
+            f"{batch.name} in {place.path} is damaged: its SHA-256 starts with {given[:12]}, the official "
+            f"file's with {batch.sha256[:12]}; {_put_right(place)}"
         )
     return data
 
@@ -392,7 +392,7 @@ def restricted_loads(data: bytes, where: str) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Gives its own small stand-ins for the three NumPy names in the official files, and nothing else at all."""
+    """Gives stand-ins for the three NumPy names that the official files need, and nothing else."""
 
     def __init__(self, file: IO[bytes], where: str) -> None:
         super().__init__(file, encoding="bytes")
