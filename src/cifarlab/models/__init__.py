@@ -1,0 +1,81 @@
+"""Networks by family, in one explicit table. The settings of each family are in `specs`, which is free of torch."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from cifarlab.errors import UserError
+from cifarlab.models.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+InputShape = tuple[int, int, int]
+
+
+def build_model(spec: ModelSpec, classes: int, input_shape: InputShape = (3, 32, 32)) -> "nn.Module":
+    """The network of `spec`: float32 (N, C, H, W) -> logits (N, classes), initial values from torch's global generator.
+
+    Raises:
+        UserError: when pictures of `input_shape` (C, H, W) are too small for it.
+    """
+    smallest = 2 ** len(spec.widths)
+    if min(input_shape[1:]) < smallest:
+        raise UserError(
+            f"{len(spec.widths)} blocks halve the picture {len(spec.widths)} times and need at least"
+            f" {smallest}x{smallest} pixels, {input_shape[1]}x{input_shape[2]} given: give model.widths fewer blocks"
+        )
+    return _families()[spec.name](spec, classes, input_shape)
+
+
+def _families() -> dict[str, Callable[[Any, int, InputShape], "nn.Module"]]:
+    from cifarlab.models.vgg import build_vgg
+
+    return {"vgg": build_vgg}
+
+
+def describe_model(model: "nn.Module", input_shape: InputShape = (3, 32, 32)) -> list[dict[str, Any]]:
+    """One row for each layer that computes: {name, type, output_shape, parameters, multiply_adds}, for one picture.
+
+    `output_shape` is without N; `multiply_adds` counts convolutions and dense layers, which are nearly all of them.
+    """
+    import torch
+    from torch import nn
+
+    rows: list[dict[str, Any]] = []
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            rows.append(
+                {
+                    "name": name,
+                    "type": type(layer).__name__,
+                    "output_shape": list(output.shape[1:]),
+                    "parameters": sum(parameter.numel() for parameter in layer.parameters()),
+                    "multiply_adds": _multiply_adds(layer, output),
+                }
+            )
+
+        return hook
+
+    leaves = [(name, layer) for name, layer in model.named_modules() if not list(layer.children())]
+    handles = [layer.register_forward_hook(record(name)) for name, layer in leaves]
+    training = model.training
+    example = next(model.parameters())
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *input_shape, device=example.device, dtype=example.dtype))
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return rows
+
+
+def _multiply_adds(layer: "nn.Module", output: Any) -> int:
+    from torch import nn
+
+    if isinstance(layer, nn.Conv2d):
+        return layer.weight[0].numel() * output[0].numel()
+    if isinstance(layer, nn.Linear):
+        return layer.weight.numel()
+    return 0

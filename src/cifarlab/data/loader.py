@@ -1,0 +1,67 @@
+"""Batches of training pictures as a pure function of (seed, step): what resumes exactly needs no random state saved."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cifarlab.data import augment
+from cifarlab.preparation import Preparation
+from cifarlab.recipe import Augment
+
+ORDER, AUGMENT, DROPOUT, WEIGHTS = range(4)
+
+
+def derived_seed(seed: int, stream: int, index: int) -> int:
+    """An independent 63-bit seed for item `index` of a random stream (data order, augmentation, dropout, weights)."""
+    words = np.random.SeedSequence((seed, stream, index)).generate_state(2, np.uint32)
+    return (int(words[0]) << 31) ^ int(words[1])
+
+
+@dataclass(frozen=True, eq=False)
+class BatchStream:
+    """An endless shuffled stream over the training pictures, cut into batches.
+
+    A pass over the pictures has ceil(n / batch_size) batches, the last of which may be short; a new order and new
+    augmentation are drawn for each pass.
+
+    Attributes:
+        images: uint8 (N, H, W, 3), on the training device.
+        labels: int64 (N,), on the training device.
+    """
+
+    images: Tensor
+    labels: Tensor
+    batch_size: int
+    seed: int
+    augment: Augment
+    preparation: Preparation
+
+    @property
+    def batches_per_pass(self) -> int:
+        return math.ceil(len(self.labels) / self.batch_size)
+
+    def from_step(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Prepared pictures float32 (B, 3, H, W), channels last in memory, and labels int64 (B,), from global step `step` on."""
+        one_pass, position = divmod(step, self.batches_per_pass)
+        while True:
+            order, draws = self._plan(one_pass)
+            for first in range(position * self.batch_size, len(order), self.batch_size):
+                last = min(first + self.batch_size, len(order))
+                chosen = order[first:last]
+                images = self.images[chosen].permute(0, 3, 1, 2)
+                if draws is not None:
+                    images = augment.apply(images, draws.slice(first, last))
+                yield self.preparation(images), self.labels[chosen]
+            one_pass, position = one_pass + 1, 0
+
+    def _plan(self, one_pass: int) -> tuple[Tensor, augment.Draws | None]:
+        """The order of a pass and the augmentation of each of its pictures, in that order."""
+        count, height, width, _ = self.images.shape
+        rng = np.random.Generator(np.random.PCG64(derived_seed(self.seed, ORDER, one_pass)))
+        order = torch.from_numpy(rng.permutation(count)).to(self.images.device)
+        draws = augment.draw(self.augment, count, height, width, seed=derived_seed(self.seed, AUGMENT, one_pass))
+        return order, None if draws is None else draws.to(self.images.device)

@@ -1,0 +1,79 @@
+"""The one thing that turns pictures into a network's inputs: in training, evaluation and prediction alike."""
+
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Channels = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """(pixels - mean) / std, in pixel units 0..255, for RGB pictures of `height` x `width` pixels."""
+
+    height: int
+    width: int
+    mean: Channels
+    std: Channels
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 or float (N, 3, H, W) in 0..255 -> float32 (N, 3, H, W), on the same device and in the same memory format."""
+        images = images.float()
+        if any(self.mean):
+            images = images - _per_channel(self.mean, images)
+        return images.div_(_per_channel(self.std, images))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Preparation":
+        """Raises ValueError, KeyError or TypeError when `text` is not what `to_json` wrote."""
+        content = json.loads(text)
+        mean, std = (tuple(float(value) for value in content[name]) for name in ("mean", "std"))
+        if len(mean) != 3 or len(std) != 3:
+            raise ValueError("mean and std need one number for each of the three channels")
+        return cls(int(content["height"]), int(content["width"]), mean, std)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_training_images(cls, kind: str, images: np.ndarray) -> "Preparation":
+        """Fit to `images`, uint8 (N, H, W, 3): the pictures that are trained on, validation left out.
+
+        `kind` is the recipe's `data.preparation`.
+        """
+        height, width = images.shape[1:3]
+        if kind == "scale":
+            return cls(height, width, (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+        mean, std = _pixel_statistics(images)
+        if kind == "center":
+            return cls(height, width, _channels(mean), (255.0, 255.0, 255.0))
+        if kind == "standardize":
+            # One mean and one deviation over all pixels and channels; T2 adds 1e-7 to the deviation of raw pixels.
+            overall = float(mean.mean())
+            deviation = float(np.sqrt((std**2 + (mean - overall) ** 2).mean())) + 1e-7
+            return cls(height, width, (overall,) * 3, (deviation,) * 3)
+        assert kind == "standardize-channels", kind
+        return cls(height, width, _channels(mean), _channels(np.maximum(std, 1e-7)))
+
+
+def _per_channel(values: Channels, images: Tensor) -> Tensor | float:
+    if len(set(values)) == 1:
+        return values[0]  # type: ignore[return-value]
+    return torch.tensor(values, dtype=torch.float32).to(images.device, non_blocking=True).view(1, 3, 1, 1)
+
+
+def _pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each channel, float64 (3,), from counts of the 256 values: exact, and in little memory."""
+    values = np.arange(256, dtype=np.float64)
+    counts = np.stack([np.bincount(images[..., channel].reshape(-1), minlength=256) for channel in range(3)])
+    pixels = counts.sum(axis=1)
+    mean = counts @ values / pixels
+    return mean, np.sqrt(np.maximum(counts @ values**2 / pixels - mean**2, 0.0))
+
+
+def _channels(values: np.ndarray) -> Channels:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue

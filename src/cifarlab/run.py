@@ -1,0 +1,468 @@
+"""The run directory: the only module that knows its file names and formats.
+
+There is one commit point: `state.json`. It names the state file it belongs to with that file's SHA-256, carries the
+metrics of every finished epoch, and is replaced in one rename. Weights, metrics, CSV and curves are published from it
+afterwards, so that a process killed at any moment leaves either the old state or the new one, and `resume` writes again
+whatever was cut off. Nothing is pickled.
+"""
+
+import contextlib
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from cifarlab.errors import UserError
+from cifarlab.files import sha256_of, write_atomic
+from cifarlab.recipe import Recipe, from_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from cifarlab.preparation import Preparation
+
+Weights = Literal["best", "last"]
+Row = dict[str, Any]
+METRICS = (
+    "epoch",
+    "step",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "learning_rate",
+    "images_per_second",
+    "elapsed_seconds",
+)
+RECIPE, ENVIRONMENT, DATA, STATE, EVALUATION = (
+    f"{name}.json" for name in ("recipe", "environment", "data", "state", "evaluation")
+)
+SUMS, LOCK, SUMS_LOCK = "SHA256SUMS", ".lock", ".sums.lock"
+CURVES = "figures/learning-curves.png"
+
+
+def is_run(path: Path) -> bool:
+    """True for a directory that holds `recipe.json`."""
+    return (path / RECIPE).is_file()
+
+
+def best_epoch(rows: list[Row], recipe: Recipe) -> int | None:
+    """The epoch (from 1) of the lowest validation loss; None where nothing may be chosen by it."""
+    if recipe.data.validation in ("none", "test") or not rows:
+        return None
+    return min(rows, key=lambda row: row["validation_loss"])["epoch"]
+
+
+def stopped_early(rows: list[Row], recipe: Recipe) -> bool:
+    """True when the validation loss has not fallen by `min_delta` for `patience_epochs` epochs."""
+    patience = recipe.early_stopping.patience_epochs
+    if patience is None:
+        return False
+    lowest, since = float("inf"), 0
+    for row in rows:
+        lower = row["validation_loss"] < lowest - recipe.early_stopping.min_delta
+        lowest, since = (row["validation_loss"], 0) if lower else (lowest, since + 1)
+    return since >= patience
+
+
+@dataclass(frozen=True)
+class Partial:
+    """Sums over the images of an epoch that is not finished."""
+
+    images: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a training stands: with the tensors of its state file, all that an exact resume needs."""
+
+    step: int = 0
+    rows: list[Row] = field(default_factory=list)
+    partial: Partial = Partial()
+    elapsed_seconds: float = 0.0
+
+
+class Run:
+    """An existing run directory.
+
+    Raises:
+        UserError: when `path` is missing or is not a run, or a file in it cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise UserError(f"there is no run at {self.path}")
+        if not is_run(self.path):
+            raise UserError(f"{self.path} is not a run: it has no {RECIPE}")
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, path: Path | None, recipe: Recipe, environment: dict[str, Any], data: dict[str, Any]) -> "Run":
+        """A new run directory at `path`, or at `runs/<recipe>-s<seed>-<n>`.
+
+        Raises:
+            UserError: when `path` is already used or cannot be written.
+        """
+        chosen = _make_directory(path, recipe)
+        contents = {ENVIRONMENT: environment, DATA: data, RECIPE: recipe.model_dump(mode="json")}
+        sums = {name: write_atomic(chosen / name, _json(content)) for name, content in contents.items()}
+        run = cls(chosen)
+        run._set_sums(sums)
+        return run
+
+    # What the run says about itself
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return from_json(self._read(RECIPE).decode(), str(self.path / RECIPE))
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        return self._read_json(ENVIRONMENT)
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """{name, location, checksum, classes, input_shape, n_train, n_validation, validation, validation_indices}"""
+        return self._read_json(DATA)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.data["classes"])
+
+    @property
+    def metrics(self) -> list[Row]:
+        """One row for each finished epoch, with the keys of `METRICS`."""
+        if not (self.path / "metrics.jsonl").exists():
+            return []
+        return [json.loads(line) for line in self._read("metrics.jsonl").decode().splitlines()]
+
+    @property
+    def best_epoch(self) -> int | None:
+        return best_epoch(self.metrics, self.recipe)
+
+    @property
+    def default_weights(self) -> Weights:
+        """`best` by validation loss; `last` where validation was the test set, or there was none."""
+        return "last" if self.recipe.data.validation in ("none", "test") else "best"
+
+    @property
+    def is_complete(self) -> bool:
+        rows = self.metrics
+        return len(rows) >= self.recipe.epochs or stopped_early(rows, self.recipe)
+
+    # Weights
+
+    def weights_path(self, weights: Weights) -> Path:
+        return self.path / f"weights-{weights}.safetensors"
+
+    def load_weights(self, weights: Weights | None = None) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+        """Tensors by name, and the header: {model, classes, preparation, input_shape, recipe, epoch, step}.
+
+        Raises:
+            UserError: when there are none, or the file does not match its checksum.
+        """
+        from safetensors.torch import load
+
+        chosen = weights or self.default_weights
+        if chosen not in get_args(Weights):
+            raise UserError(f"weights should be best or last, {chosen!r} given")
+        path = self.weights_path(chosen)
+        if not path.exists():
+            raise UserError(self._why_no_weights(chosen))
+        content = self._read(path.name)
+        return load(content), json.loads(_header_metadata(content)["cifarlab"])
+
+    def weights_checksum(self, weights: Weights) -> str:
+        return sha256_of(self.weights_path(weights))
+
+    def load_model(self, weights: Weights | None = None, device: str = "cpu") -> "nn.Module":
+        """The trained network in evaluation mode, float32 (N, C, H, W) -> logits (N, classes)."""
+        import torch
+
+        from cifarlab.models import build_model
+
+        tensors, header = self.load_weights(weights)
+        with torch.random.fork_rng(devices=[]):
+            model = build_model(self.recipe.model, len(header["classes"]), tuple(header["input_shape"]))
+        model.load_state_dict(tensors)
+        return model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+    def load_preparation(self, weights: Weights | None = None) -> "Preparation":
+        """The preparation stored with the weights."""
+        from cifarlab.preparation import Preparation
+
+        return Preparation.from_json(json.dumps(self.load_weights(weights)[1]["preparation"]))
+
+    def _why_no_weights(self, weights: Weights) -> str:
+        if weights == "best" and self.default_weights == "last":
+            return (
+                f"{self.path} keeps no best weights: with data.validation={self.recipe.data.validation} nothing is chosen"
+                " by validation loss; use the last"
+            )
+        return f"{self.path} has no {weights} weights yet: `cifarlab resume {self.path}` goes on with its training"
+
+    # Training: one writer at a time
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for training.
+
+        Raises:
+            UserError: when another process trains in this directory.
+        """
+        with _open_lock(self.path / LOCK) as descriptor:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another training is running in {self.path}: wait for it, or give another --out") from None
+            for cut_off in self.path.glob(".*.tmp"):
+                cut_off.unlink(missing_ok=True)
+            yield
+
+    def replan(self, recipe: Recipe) -> None:
+        """Store a new plan (epochs, schedule, device) for the same training."""
+        self._write({RECIPE: _json(recipe.model_dump(mode="json"))})
+        self.__dict__.pop("recipe", None)
+
+    def load_state(self) -> tuple[State, dict[str, "Tensor"]] | None:
+        """The committed state and its tensors; None when nothing was committed yet.
+
+        Raises:
+            UserError: when a file is damaged or belongs to another recipe.
+        """
+        from safetensors.torch import load
+
+        path = self.path / STATE
+        if not path.exists():
+            return None
+        try:
+            content = json.loads(path.read_bytes())
+            intact = content.pop("sha256") == _digest(content)
+        except (ValueError, KeyError, AttributeError, OSError):
+            intact = False
+        if not intact:
+            raise UserError(f"{path} is damaged: it does not match its own checksum; restore it from a copy")
+        if content["training"] != _training_digest(self.recipe):
+            raise UserError(f"{path} belongs to another recipe than {self.path / RECIPE}: it cannot be resumed")
+        tensors = self.path / content["file"]
+        if not tensors.exists():
+            raise UserError(f"{tensors} is missing: {STATE} names it; restore it from a copy")
+        bytes_read = tensors.read_bytes()
+        if hashlib.sha256(bytes_read).hexdigest() != content["file_sha256"]:
+            raise UserError(f"{tensors} is damaged: its checksum is not the one in {STATE}; restore it from a copy")
+        partial = Partial(**content["partial"])
+        return State(content["step"], content["rows"], partial, content["elapsed_seconds"]), load(bytes_read)
+
+    def commit(self, state: State, tensors: dict[str, "Tensor"]) -> None:
+        """Make `state` the one that a resume starts from, in one rename."""
+        from safetensors.torch import save
+
+        file = f"state-{state.step:09d}.safetensors"
+        saved = save(_contiguous(tensors))
+        content = {
+            "file": file,
+            "file_sha256": hashlib.sha256(saved).hexdigest(),
+            "training": _training_digest(self.recipe),
+            **asdict(state),
+        }
+        self._write({file: saved, STATE: _json(content | {"sha256": _digest(content)})})
+        for old in self.path.glob("state-*.safetensors"):
+            if old.name != file:
+                old.unlink(missing_ok=True)
+                self._set_sums({old.name: None})
+
+    def publish(self, rows: list[Row], weights: dict[str, "Tensor"], header: dict[str, Any]) -> None:
+        """Write what people and other commands read: weights (best and last), metrics as JSON lines and as CSV.
+
+        Called with the weights of the last of `rows`, right after the commit of that epoch.
+        """
+        from safetensors.torch import save
+
+        # One key: the order of several is not the same in every process, and equal runs shall be equal bytes.
+        content = save(_contiguous(weights), metadata={"cifarlab": json.dumps(header)})
+        files = {self.weights_path("last").name: content}
+        if rows[-1]["epoch"] == best_epoch(rows, self.recipe):
+            files[self.weights_path("best").name] = content
+        files["metrics.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        files["metrics.csv"] = _as_csv(rows).encode()
+        self._write(files)
+
+    def publish_curves(self) -> None:
+        """Draw figures/learning-curves.png from the metrics."""
+        from cifarlab.figures import learning_curves, save_figure
+
+        (self.path / "figures").mkdir(exist_ok=True)
+        validation = "test (used as validation)" if self.recipe.data.validation == "test" else "validation"
+        figure = learning_curves(
+            self.metrics, title=self.recipe.name, best_epoch=self.best_epoch, validation_name=validation
+        )
+        save_figure(figure, self.path / CURVES)
+
+    @contextlib.contextmanager
+    def tensorboard(self, next_epoch: int) -> Iterator[Any]:
+        """A function that logs a row of metrics for TensorBoard; events from `next_epoch` on are written anew."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(self.path / "tensorboard"), purge_step=next_epoch) as writer:
+
+            def log(row: Row) -> None:
+                for name in METRICS[2:-1]:
+                    if row[name] is not None:
+                        part, _, quantity = name.partition("_")
+                        tag = f"{quantity}/{part}" if part in ("train", "validation") else name
+                        writer.add_scalar(tag, row[name], row["epoch"])
+                writer.flush()
+
+            yield log
+
+    # Evaluation
+
+    @property
+    def evaluations(self) -> dict[str, Any]:
+        """evaluation.json: {split: {weights: evaluation}, "test_set_uses": [...]}; empty before the first evaluation."""
+        return self._read_json(EVALUATION) if (self.path / EVALUATION).exists() else {}
+
+    def write_evaluations(self, content: dict[str, Any]) -> None:
+        self._write({EVALUATION: _json(content)})
+
+    def load_logits(self, split: str) -> tuple[dict[str, "Tensor"], dict[str, Any]] | None:
+        """Stored tensors and header of a split's logits, or None."""
+        from safetensors.torch import load
+
+        name = f"logits-{split}.safetensors"
+        if not (self.path / name).exists():
+            return None
+        content = self._read(name)
+        return load(content), json.loads(_header_metadata(content)["cifarlab"])
+
+    def write_logits(self, split: str, tensors: dict[str, "Tensor"], header: dict[str, Any]) -> None:
+        from safetensors.torch import save
+
+        content = save(_contiguous(tensors), metadata={"cifarlab": json.dumps(header)})
+        self._write({f"logits-{split}.safetensors": content})
+
+    # Files and checksums
+
+    def _read_json(self, name: str) -> Any:
+        try:
+            return json.loads(self._read(name))
+        except ValueError:
+            raise UserError(f"{self.path / name} is not JSON: it is damaged; restore it from a copy") from None
+
+    def _read(self, name: str) -> bytes:
+        """The bytes of a published file, checked against SHA256SUMS."""
+        try:
+            content = (self.path / name).read_bytes()
+        except FileNotFoundError:
+            raise UserError(f"{self.path} has no {name}") from None
+        except OSError as error:
+            raise UserError(f"{self.path / name} cannot be read: {error.strerror}") from None
+        expected = self._sums().get(name)
+        if expected is not None and hashlib.sha256(content).hexdigest() != expected:
+            raise UserError(
+                f"{self.path / name} is damaged: it does not match its checksum in {SUMS}; restore it from a copy"
+            )
+        return content
+
+    def _sums(self) -> dict[str, str]:
+        path = self.path / SUMS
+        if not path.exists():
+            return {}
+        pairs = (line.split("  ", 1) for line in path.read_text().splitlines() if "  " in line)
+        return {name: digest for digest, name in pairs}
+
+    def _write(self, files: dict[str, bytes]) -> None:
+        """Write files and their checksums. A checksum is taken out first, so that none is ever of an older file."""
+        self._set_sums(dict.fromkeys(files))
+        self._set_sums({name: write_atomic(self.path / name, content) for name, content in files.items()})
+
+    def _set_sums(self, changes: Mapping[str, str | None]) -> None:
+        with _open_lock(self.path / SUMS_LOCK) as descriptor:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            sums = self._sums() | changes
+            lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items()) if digest]
+            write_atomic(self.path / SUMS, "".join(lines).encode())
+
+
+@contextlib.contextmanager
+def _open_lock(path: Path) -> Iterator[int]:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise UserError(f"{path.parent} cannot be written: {error.strerror}") from None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _make_directory(path: Path | None, recipe: Recipe) -> Path:
+    try:
+        if path is None:
+            return _make_numbered(Path("runs"), f"{recipe.name}-s{recipe.seed}")
+        path.mkdir(parents=True, exist_ok=True)
+        used = any(path.iterdir())
+    except FileExistsError:
+        raise UserError(f"--out {path} is a file, and a run is a folder: give another") from None
+    except OSError as error:
+        raise UserError(f"--out {path or 'runs'} cannot be written: {error.strerror}") from None
+    if is_run(path):
+        raise UserError(f"--out {path} already holds a run: `cifarlab resume {path}` goes on with it, or give another")
+    if used:
+        raise UserError(f"--out {path} is not empty: give a new folder")
+    return path
+
+
+def _make_numbered(parent: Path, stem: str) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        try:
+            (parent / f"{stem}-{number}").mkdir()
+            return parent / f"{stem}-{number}"
+        except FileExistsError:
+            number += 1
+
+
+def _training_digest(recipe: Recipe) -> str:
+    """Of everything in a recipe that a state depends on: not the plan (epochs, schedule, early stopping) or device."""
+    content = recipe.model_dump(mode="json", exclude={"epochs", "schedule", "early_stopping", "device", "published"})
+    return _digest(content)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _header_metadata(content: bytes) -> dict[str, str]:
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length])["__metadata__"]
+
+
+def _contiguous(tensors: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _as_csv(rows: list[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, METRICS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
