@@ -1,0 +1,330 @@
+"""Figures: each one function, data in, matplotlib `Figure` out. Nothing here draws on a screen or keeps state.
+
+Every figure has an opaque, near-white face, so that it reads the same on a page of any colour. Colours are those of
+Okabe and Ito (https://jfly.uni-koeln.de/color/), which people with any kind of colour vision can tell apart.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from cifarlab.errors import UserError, nearest, one_of
+from cifarlab.files import write_atomic
+
+BLUE, ORANGE = "#0072B2", "#D55E00"
+INK, PALE_INK, LINE, FACE = "#222222", "#5A5A5A", "#DDDDDD", "#FFFFFF"
+RESOLUTION_DPI = 144
+FORMATS = ("png", "svg", "pdf")
+MARKED_EPOCHS = 30  # with more, a marker at each epoch hides the line
+LONGEST_NAME = 14  # characters of a class name that fit a picture's width
+# Without dates, so that the same figure is the same file wherever the format allows it.
+METADATA: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+
+
+def learning_curves(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    title: str,
+    best_epoch: int | None = None,
+    validation_name: str = "validation",
+) -> Figure:
+    """Loss above, accuracy below, against epochs from 1: training in blue, validation in orange.
+
+    Args:
+        rows: lines of metrics.jsonl: `epoch`, `train_loss`, `train_accuracy`, `validation_loss`, `validation_accuracy`
+            (accuracies 0..1). A value that is None or not finite leaves a gap; validation without any is left out.
+        title: over the figure.
+        best_epoch: the epoch to mark, None for none.
+        validation_name: what the orange line is; "test" is shown as "test (used as validation)".
+    """
+    figure = _new_figure(8.0, 7.6)
+    loss, accuracy = figure.subplots(2, 1, sharex=True)
+    figure.subplots_adjust(left=0.095, right=0.97, top=0.885, bottom=0.075, hspace=0.09)
+    if validation_name == "test":
+        validation_name = "test (used as validation)"
+    epochs = [row["epoch"] for row in rows]
+    for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
+        for part, name, colour in (("train", "train", BLUE), ("validation", validation_name, ORANGE)):
+            values = _finite([row.get(f"{part}_{quantity}") for row in rows])
+            if np.isfinite(values).any():
+                marker = "o" if len(rows) <= MARKED_EPOCHS else ""
+                axes.plot(
+                    epochs, values, color=colour, label=name, linewidth=1.8, marker=marker, markersize=4
+                )
+        _plain_axes(axes)
+    loss.set_ylabel("loss")
+    accuracy.set_ylabel("accuracy")
+    accuracy.set_xlabel("epoch")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, symbol=" %"))
+    accuracy.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
+    _limit_epochs(accuracy, epochs)
+    _limit_loss(loss)
+    _mark_best(loss, accuracy, rows, best_epoch)
+    _title(figure, title, left=0.095, top=0.975)
+    handles, names = loss.get_legend_handles_labels()
+    if handles:
+        legend = figure.legend(
+            handles,
+            names,
+            loc="lower left",
+            bbox_to_anchor=(0.088, 0.887),
+            ncols=2,
+            frameon=False,
+            fontsize=11,
+        )
+        for text in legend.get_texts():
+            text.set_color(INK)
+    return figure
+
+
+def picture_grid(
+    images: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    rows: int = 3,
+    columns: int = 3,
+    title: str = "",
+) -> Figure:
+    """The first `rows` x `columns` of `images`, uint8 (N, H, W, 3), each with its class name beneath it.
+
+    `labels` is int (N,), an index into `classes`. With fewer images than places the last places stay empty.
+    """
+    cell_inches, name_inches, top_inches = 1.5, 0.3, 0.6 if title else 0.15
+    width, height = columns * cell_inches + 0.3, rows * (cell_inches + name_inches) + top_inches
+    figure = _new_figure(width, height)
+    for index in range(min(rows * columns, len(images))):
+        row, column = divmod(index, columns)
+        left = 0.15 + column * cell_inches + 0.06
+        bottom = height - top_inches - row * (cell_inches + name_inches) - cell_inches
+        side = cell_inches - 0.12
+        _place_picture(figure, images[index], left / width, bottom / height, side / width, side / height)
+        figure.text(
+            (left + side / 2) / width,
+            (bottom - 0.06) / height,
+            _shortened(classes[int(labels[index])]),
+            ha="center",
+            va="top",
+            fontsize=11,
+            color=INK,
+            parse_math=False,
+        )
+    if title:
+        _title(figure, title, left=0.21 / width, top=1 - 0.17 / height)
+    return figure
+
+
+def class_rows(
+    images: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    per_class: int = 10,
+    seed: int = 0,
+    title: str = "",
+) -> Figure:
+    """`per_class` images of each class in a row of its own, drawn at random by `seed`; the class name at the left.
+
+    `images` is uint8 (N, H, W, 3), `labels` int (N,), an index into `classes`. A class with fewer shows all it has.
+    """
+    cell_inches, gap_inches, top_inches = 0.72, 0.06, 0.6 if title else 0.2
+    names_inches = 0.35 + 0.095 * max(len(_shortened(name)) for name in classes)
+    width = names_inches + per_class * cell_inches + 0.2
+    height = len(classes) * cell_inches + top_inches + 0.2
+    figure = _new_figure(width, height)
+    generator = np.random.default_rng(seed)
+    side = cell_inches - gap_inches
+    for row, name in enumerate(classes):
+        of_class = np.flatnonzero(labels == row)
+        chosen = generator.permutation(of_class)[:per_class]
+        bottom = height - top_inches - (row + 1) * cell_inches + gap_inches
+        figure.text(
+            (names_inches - 0.12) / width,
+            (bottom + side / 2) / height,
+            _shortened(name),
+            ha="right",
+            va="center",
+            fontsize=11,
+            color=INK,
+            parse_math=False,
+        )
+        for column, index in enumerate(chosen):
+            left = names_inches + column * cell_inches
+            _place_picture(figure, images[index], left / width, bottom / height, side / width, side / height)
+    if title:
+        _title(figure, title, left=0.2 / width, top=1 - 0.17 / height)
+    return figure
+
+
+def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], title: str = "") -> Figure:
+    """Counts in the cells, and as colour the share of each true class (row) that was given each class (column).
+
+    `matrix` is int (classes, classes), `matrix[true][predicted]`.
+    """
+    counts = np.asarray(matrix)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    many = len(classes)
+    # In inches: the cells, then room for the names at the left, the names above, and the scale at the right.
+    cells = max(0.56 * many, 3.0)
+    longest = max(len(_shortened(name)) for name in classes)
+    left, right, below, above = 0.6 + 0.09 * longest, 1.0, 0.3, 0.95 + 0.07 * longest
+    width, height = left + cells + right, below + cells + above
+    figure = _new_figure(width, height)
+    axes = figure.add_axes((left / width, below / height, cells / width, cells / height))
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="equal")
+    names = [_shortened(name) for name in classes]
+    axes.set_yticks(range(many), names, fontsize=11, color=INK, parse_math=False)
+    axes.set_xticks(range(many), names, fontsize=11, color=INK, rotation=45, ha="left", parse_math=False)
+    axes.xaxis.tick_top()
+    axes.tick_params(axis="x", which="both", pad=2)
+    for label in axes.get_xticklabels():
+        label.set_rotation_mode("anchor")
+    axes.tick_params(length=0)
+    axes.set_xticks(np.arange(many - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(many - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color=FACE, linewidth=1.5)
+    axes.tick_params(which="minor", length=0)
+    axes.spines[:].set_visible(False)
+    for true in range(many):
+        for predicted in range(many):
+            count = int(counts[true, predicted])
+            if count:
+                dark = shares[true, predicted] > 0.55
+                axes.text(
+                    predicted,
+                    true,
+                    str(count),
+                    ha="center",
+                    va="center",
+                    fontsize=10,
+                    color=FACE if dark else INK,
+                )
+    axes.set_ylabel("true class", fontsize=11, color=PALE_INK)
+    axes.set_xlabel("predicted class", fontsize=11, color=PALE_INK)
+    axes.xaxis.set_label_position("top")
+    scale = figure.add_axes(((left + cells + 0.15) / width, below / height, 0.15 / width, cells / height))
+    bar = figure.colorbar(drawn, cax=scale, format=PercentFormatter(xmax=1.0, decimals=0, symbol=" %"))
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.tick_params(labelsize=10, labelcolor=PALE_INK, length=0)
+    bar.set_label("of the true class", fontsize=10, color=PALE_INK)
+    if title:
+        _title(figure, title, left=0.2 / width, top=1 - 0.15 / height)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write `figure` in one step, as PNG, SVG or PDF by the suffix of `path`.
+
+    Raises UserError for any other suffix and if the file cannot be written.
+    """
+    path = Path(path)
+    format = path.suffix.lower().removeprefix(".")
+    if format not in FORMATS:
+        allowed = one_of(f".{name}" for name in FORMATS)
+        given = repr(path.suffix) if path.suffix else "none"
+        raise UserError(
+            f"a figure is written as {allowed}, by its suffix; {path} has {given}{nearest(format, FORMATS)}"
+        )
+    buffer = BytesIO()
+    figure.savefig(buffer, format=format, dpi=RESOLUTION_DPI, metadata=METADATA[format])
+    write_atomic(path, buffer.getvalue())
+
+
+def _new_figure(width_inches: float, height_inches: float) -> Figure:
+    return Figure(figsize=(width_inches, height_inches), dpi=RESOLUTION_DPI, facecolor=FACE)
+
+
+def _title(figure: Figure, title: str, left: float, top: float) -> None:
+    figure.text(
+        left, top, title, ha="left", va="top", fontsize=14, weight="bold", color=INK, parse_math=False
+    )
+
+
+def _plain_axes(axes: Axes) -> None:
+    axes.grid(color=LINE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(PALE_INK)
+    axes.tick_params(colors=PALE_INK, labelsize=10.5)
+    axes.xaxis.label.set(color=INK, fontsize=12)
+    axes.yaxis.label.set(color=INK, fontsize=12)
+
+
+def _finite(values: Sequence[float | None]) -> np.ndarray:
+    numbers = np.array([np.nan if value is None else value for value in values], dtype=float)
+    return np.where(np.isfinite(numbers), numbers, np.nan)
+
+
+def _limit_epochs(axes: Axes, epochs: Sequence[int]) -> None:
+    """From the first epoch to the last, so that the axis starts at 1; room at the sides for one epoch alone."""
+    if epochs:
+        first, last = min(epochs), max(epochs)
+        margin = max(0.5 if last - first < 2 else 0.0, 0.012 * (last - first))
+        axes.set_xlim(first - margin, last + margin)
+
+
+def _limit_loss(axes: Axes) -> None:
+    """From 0, and not so high that a few wild first epochs press the rest of the curves flat."""
+    values = [np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()]
+    finite = np.concatenate(values) if values else np.array([])
+    finite = finite[np.isfinite(finite)]
+    if finite.size and finite.min() >= 0:
+        top = float(finite.max())
+        if finite.size >= 20:
+            top = min(top, 3 * float(np.percentile(finite, 95)))
+        axes.set_ylim(0.0, 1.06 * top if top > 0 else 1.0)
+
+
+def _mark_best(loss: Axes, accuracy: Axes, rows: Sequence[Mapping[str, Any]], best_epoch: int | None) -> None:
+    row = next((row for row in rows if row["epoch"] == best_epoch), None)
+    if row is None:
+        return
+    for axes, quantity, form in ((loss, "loss", "{:.4f}"), (accuracy, "accuracy", "{:.2%}")):
+        axes.axvline(row["epoch"], color=PALE_INK, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1.5)
+        value = row.get(f"validation_{quantity}")
+        if value is None or not np.isfinite(value):
+            continue
+        axes.plot(
+            [row["epoch"]],
+            [value],
+            "o",
+            color=ORANGE,
+            markersize=8,
+            markeredgecolor=FACE,
+            markeredgewidth=1.5,
+        )
+        right_half = row["epoch"] > np.mean(axes.get_xlim())
+        low, high = axes.get_ylim()
+        text = f"best epoch {row['epoch']}: {form.format(value).replace('%', ' %')}"
+        axes.annotate(
+            text,
+            (row["epoch"], 0.97 if quantity == "loss" else 0.04),
+            xycoords=("data", "axes fraction"),
+            xytext=(-7 if right_half else 7, 0),
+            textcoords="offset points",
+            ha="right" if right_half else "left",
+            va="top" if quantity == "loss" else "bottom",
+            fontsize=10.5,
+            color=INK,
+            bbox={"facecolor": FACE, "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
+        )
+        axes.set_ylim(low, high)
+
+
+def _place_picture(
+    figure: Figure, image: np.ndarray, left: float, bottom: float, width: float, height: float
+) -> None:
+    axes = figure.add_axes((left, bottom, width, height))
+    axes.imshow(image, interpolation="nearest", aspect="equal")
+    axes.set_axis_off()
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
