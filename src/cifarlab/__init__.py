@@ -1,0 +1,66 @@
+"""cifarlab trains, judges and uses classifiers of small images.
+
+    import cifarlab
+
+    run = cifarlab.train("vgg3-bn", seed=1)
+    print(cifarlab.evaluate(run).accuracy)
+    print(cifarlab.load_predictor(run).predict("photo.jpg"))
+
+Names are loaded when they are first used, so that importing the package is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cifarlab.errors import DivergedError, Interrupted, UserError
+    from cifarlab.evaluation import Evaluation, evaluate
+    from cifarlab.prediction import Prediction, load_predictor
+    from cifarlab.recipe import Recipe
+    from cifarlab.recipes import RECIPES, get_recipe
+    from cifarlab.run import Run
+    from cifarlab.training import resume, train
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DivergedError": "errors",
+    "Evaluation": "evaluation",
+    "Interrupted": "errors",
+    "Prediction": "prediction",
+    "RECIPES": "recipes",
+    "Recipe": "recipe",
+    "Run": "run",
+    "UserError": "errors",
+    "evaluate": "evaluation",
+    "get_recipe": "recipes",
+    "load_predictor": "prediction",
+    "resume": "training",
+    "train": "training",
+}
+
+__all__ = [
+    "RECIPES",
+    "DivergedError",
+    "Evaluation",
+    "Interrupted",
+    "Prediction",
+    "Recipe",
+    "Run",
+    "UserError",
+    "evaluate",
+    "get_recipe",
+    "load_predictor",
+    "resume",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cifarlab' has no attribute {name!r}")
+    return getattr(import_module(f"cifarlab.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,65 @@
+"""What a run was made with: versions, processor, device."""
+
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cifarlab.errors import UserError
+from cifarlab.recipe import Device
+
+PACKAGES = ("cifarlab", "torch", "numpy", "safetensors", "pydantic", "pillow")
+
+
+def choose_device(settings: Device) -> torch.device:
+    """The device that `settings.name` asks for; `auto` takes CUDA, then MPS, then the CPU. Sets threads and determinism.
+
+    Raises:
+        UserError: when the device is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = settings.name if settings.name != "auto" else next(name for name, there in available.items() if there)
+    if not available[name]:
+        there = ", ".join(name for name, there in available.items() if there)
+        raise UserError(f"device.name is {name}, and this machine or this build of PyTorch has none; it has {there}")
+    torch.set_num_threads(settings.threads or available_cores())
+    if name == "cuda":
+        torch.backends.cudnn.benchmark = not settings.deterministic
+        if settings.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(settings.deterministic)
+    return torch.device(name)
+
+
+def available_cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Versions, processor, device, start: what environment.json holds."""
+    return {
+        "started_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processor": _processor_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": available_cores(),
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name() if device.type == "cuda" else _processor_name(),
+        "command": sys.argv,
+    }
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,638 @@
+"""Training: `prepare` a job, `estimate` its cost, `start` or `reopen` its run, `fit` it.
+
+All randomness is a pure function of (seed, step), so that a resumed training needs no random state: initial weights,
+data order, augmentation and dropout each have a stream of seeds of their own (`cifarlab.data.loader.derived_seed`).
+"""
+
+import math
+import resource
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cifarlab.data import Source, open_source
+from cifarlab.data.loader import DROPOUT, WEIGHTS, BatchStream, derived_seed
+from cifarlab.data.splits import split_validation
+from cifarlab.environment import choose_device, describe_environment
+from cifarlab.errors import DivergedError, Interrupted, UserError
+from cifarlab.interrupts import stop_on_signals
+from cifarlab.models import build_model
+from cifarlab.optim import (
+    build_optimizer,
+    clip_gradients,
+    l2_penalty,
+    load_state_tensors,
+    set_learning_rate,
+    state_tensors,
+)
+from cifarlab.preparation import Preparation
+from cifarlab.recipe import Recipe, override, tied_to_total
+from cifarlab.recipes import get_recipe
+from cifarlab.run import Partial, Row, Run, State, best_epoch, stopped_early
+from cifarlab.schedule import learning_rate_factor
+
+REPORT_SECONDS = 0.2  # between two reports of steps; also how often the loss is looked at
+SAVE_SECONDS = 300.0  # between two saves within an epoch
+CURVES_SECONDS = 30.0  # between two drawings of the learning curves
+VALIDATION_BATCH = 500
+
+
+class Stop(Protocol):
+    """What asks a training to stop after the step in hand."""
+
+    signal_number: int | None
+
+    def is_set(self) -> bool: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A recipe with its data on the device and its network built: all that training needs, nothing written yet."""
+
+    recipe: Recipe
+    source: Source
+    device: torch.device
+    stream: BatchStream
+    validation: tuple[Tensor, Tensor] | None  # uint8 (N, H, W, 3) and labels int64 (N,), on the device
+    validation_indices: list[int]
+    model: nn.Module
+    average: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def n_train(self) -> int:
+        return len(self.stream.labels)
+
+    @property
+    def n_validation(self) -> int:
+        return 0 if self.validation is None else len(self.validation[1])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        rounded = math.floor if self.recipe.data.steps_per_epoch == "floor" else math.ceil
+        return max(1, rounded(self.n_train / self.recipe.batch_size))
+
+    @property
+    def weights(self) -> nn.Module:
+        """The network that is validated and saved: the average where the recipe asks for one."""
+        return self.model if self.average is None else self.average.module
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return 3, self.stream.preparation.height, self.stream.preparation.width
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a whole training is expected to take, from a few measured steps."""
+
+    elapsed_seconds: float
+    seconds_per_epoch: float
+    images_per_second: float
+    memory_bytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """Progress within an epoch. `loss` and `accuracy` are running means over the epoch so far."""
+
+    epoch: int
+    step_in_epoch: int
+    steps_in_epoch: int
+    loss: float
+    accuracy: float
+    images_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """A finished, saved epoch. `row` is its line of metrics."""
+
+    row: Row
+    epochs: int
+    is_best: bool
+    seconds_left: float
+
+
+def prepare(recipe: Recipe, data: str = "cifar10", data_dir: str | Path | None = None) -> Job:
+    """Open the data, cut validation, put pictures on the device, and build the network with its first weights.
+
+    Raises:
+        UserError: for data that is missing or damaged, a device that is not there, or a recipe that does not fit.
+    """
+    device = choose_device(recipe.device)
+    source = open_source(data, None if data_dir is None else Path(data_dir))
+    train = source.load("train")
+    settings = recipe.data
+    chosen, held_out = split_validation(
+        train.labels,
+        settings.validation,
+        settings.validation_fraction,
+        settings.validation_images,
+        settings.validation_seed,
+    )
+    images = train.images if len(held_out) == 0 else train.images[chosen]
+    preparation = Preparation.from_training_images(settings.preparation, images)
+    stream = BatchStream(
+        images=torch.tensor(images, device=device),
+        labels=torch.tensor(train.labels[chosen], device=device),
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        augment=recipe.augment,
+        preparation=preparation,
+    )
+    held_out_split = source.load("test") if settings.validation == "test" else None
+    if held_out_split is not None:
+        validation = torch.tensor(held_out_split.images), torch.tensor(held_out_split.labels)
+    else:
+        validation = torch.tensor(train.images[held_out]), torch.tensor(train.labels[held_out])
+    model = _new_model(recipe, len(source.classes), (3, preparation.height, preparation.width), device)
+    _check_batches(recipe, len(chosen), model)
+    return Job(
+        recipe=recipe,
+        source=source,
+        device=device,
+        stream=stream,
+        validation=None if len(validation[1]) == 0 else (validation[0].to(device), validation[1].to(device)),
+        validation_indices=held_out.tolist(),
+        model=model,
+        average=_new_average(recipe, model),
+        optimizer=build_optimizer(recipe.optimizer, model, device),
+    )
+
+
+def _new_model(recipe: Recipe, classes: int, input_shape: tuple[int, int, int], device: torch.device) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(recipe.seed, WEIGHTS, 0))
+        model = build_model(recipe.model, classes, input_shape)
+    layout = torch.channels_last if recipe.device.channels_last else torch.contiguous_format
+    return model.to(device, memory_format=layout)  # type: ignore[call-overload]
+
+
+def _new_average(recipe: Recipe, model: nn.Module) -> AveragedModel | None:
+    if recipe.ema.decay is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema.decay), use_buffers=True)
+
+
+def _check_batches(recipe: Recipe, n_train: int, model: nn.Module) -> None:
+    normalises = any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules())
+    if normalises and 1 in (recipe.batch_size, n_train % recipe.batch_size):
+        raise UserError(
+            f"batch_size {recipe.batch_size} makes a batch of one of {n_train:,} training pictures, and batch"
+            f" normalisation needs two or more: try {recipe.batch_size + 1 + (recipe.batch_size == 1)}"
+        )
+
+
+def estimate(job: Job, measured_steps: int = 8) -> Estimate:
+    """Measure a few steps on a copy of the network and scale them to the whole run. Leaves no trace."""
+    recipe = job.recipe
+    with torch.random.fork_rng(devices=[]):
+        trial = replace(job, model=_new_model(recipe, len(job.source.classes), job.input_shape, job.device))
+        trial = replace(
+            trial,
+            average=_new_average(recipe, trial.model),
+            optimizer=build_optimizer(recipe.optimizer, trial.model, job.device),
+        )
+        batches = trial.stream.from_step(0)
+        seconds = []
+        for step in range(measured_steps + 2):
+            began = time.perf_counter()
+            train_step(trial, *next(batches), step, factor=1.0)
+            _synchronise(job.device)
+            seconds.append(time.perf_counter() - began)
+        per_step = sorted(seconds[2:])[measured_steps // 2]
+        validation_seconds = _validation_seconds(trial)
+    per_epoch = per_step * job.steps_per_epoch + validation_seconds
+    weights_bytes = sum(tensor.nbytes for tensor in job.weights.state_dict().values())
+    kept = 1 if recipe.data.validation in ("none", "test") else 2  # last, and best where there is one
+    state_bytes = sum(tensor.nbytes for tensor in _state_tensors(trial).values())
+    return Estimate(
+        elapsed_seconds=per_epoch * recipe.epochs,
+        seconds_per_epoch=per_epoch,
+        images_per_second=min(recipe.batch_size, job.n_train) / per_step,
+        memory_bytes=_peak_memory_bytes(job.device),
+        disk_bytes=state_bytes + weights_bytes * kept + 500 * recipe.epochs,
+    )
+
+
+def _validation_seconds(job: Job) -> float:
+    if job.validation is None:
+        return 0.0
+    images, labels = job.validation
+    few = min(VALIDATION_BATCH, len(labels))
+    predict_logits(job.weights, job.stream.preparation, images[:few])
+    began = time.perf_counter()
+    predict_logits(job.weights, job.stream.preparation, images[:few])
+    return (time.perf_counter() - began) * len(labels) / few
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def start(job: Job, out: str | Path | None = None) -> Run:
+    """Make the run directory, by default `runs/<recipe>-s<seed>-<n>`.
+
+    Raises:
+        UserError: when `out` is already used or cannot be written.
+    """
+    data = {
+        "name": job.source.name,
+        "location": job.source.location,
+        "checksum": job.source.checksum,
+        "classes": list(job.source.classes),
+        "input_shape": list(job.input_shape),
+        "n_train": job.n_train,
+        "n_validation": job.n_validation,
+        "validation": job.recipe.data.validation,
+        "validation_indices": job.validation_indices,
+    }
+    return Run.create(None if out is None else Path(out), job.recipe, describe_environment(job.device), data)
+
+
+def reopen(
+    path: str | Path,
+    epochs: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    data_dir: str | Path | None = None,
+) -> tuple[Job, Run]:
+    """The job of an existing run, to go on with. `epochs` is the new total; `overrides` may set schedule, early stopping, device.
+
+    Raises:
+        UserError: when the run or its data are damaged, or the plan cannot be changed in this way.
+    """
+    run = Run(path)
+    recipe = _replanned(run, epochs, dict(overrides or {}))
+    job = prepare(recipe, run.data["name"], data_dir)
+    if job.source.checksum != run.data["checksum"]:
+        raise UserError(
+            f"{run.path} was trained on other data: {run.data['checksum'][:23]}…, and {job.source.location} is"
+            f" {job.source.checksum[:23]}…"
+        )
+    return job, run
+
+
+def _replanned(run: Run, epochs: int | None, overrides: dict[str, Any]) -> Recipe:
+    recipe = run.recipe
+    fixed = [name for name in overrides if name.split(".")[0] not in ("schedule", "early_stopping", "device")]
+    if fixed:
+        raise UserError(f"{', '.join(fixed)} cannot change on resume: only epochs, schedule, early_stopping and device can")
+    if epochs is not None:
+        finished = len(run.metrics)
+        if epochs < finished:
+            raise UserError(f"--epochs {epochs} is less than the {finished} epochs that {run.path} has finished")
+        schedule_set = any(name.startswith("schedule.") for name in overrides)
+        if epochs != recipe.epochs and tied_to_total(recipe.schedule) and not schedule_set:
+            raise UserError(
+                f"the schedule {recipe.schedule.name} is tied to the total of {recipe.epochs} epochs: another total would"
+                " have had other rates from the start; set the schedule again, for example --set schedule.name=constant"
+            )
+        overrides["epochs"] = epochs
+    return override(recipe, overrides) if overrides else recipe
+
+
+def fit(job: Job, run: Run, stop: Stop | None = None) -> Iterator[StepDone | EpochDone]:
+    """Train `job` in `run` to the end of its recipe, from where the run stands.
+
+    Raises:
+        DivergedError: at the first loss seen that is not finite; the last good epoch's weights are kept.
+        Interrupted: after `stop` was set and everything was saved.
+        UserError: when the run is in use or damaged, or its disk is full.
+    """
+    with run.locked():
+        state = _restore(job, run)
+        if job.recipe != run.recipe:
+            run.replan(job.recipe)
+        if len(state.rows) >= job.recipe.epochs or stopped_early(state.rows, job.recipe):
+            run.publish_curves()
+            return
+        with run.tensorboard(next_epoch=len(state.rows) + 1) as log:
+            yield from _epochs(job, run, state, log, stop)
+        run.publish_curves()
+
+
+def _epochs(job: Job, run: Run, state: State, log: Any, stop: Stop | None) -> Iterator[StepDone | EpochDone]:
+    recipe, pace = job.recipe, Pace(state.elapsed_seconds)
+    batches = job.stream.from_step(state.step)
+    drawn_at = -math.inf
+    while len(state.rows) < recipe.epochs and not stopped_early(state.rows, recipe):
+        sums = Sums(state.partial, job.device)
+        end = (len(state.rows) + 1) * job.steps_per_epoch
+        for step in range(state.step, end):
+            images, labels = next(batches)
+            factor = learning_rate_at(job, state.rows, step) / recipe.optimizer.learning_rate
+            loss, correct = train_step(job, images, labels, step, factor)
+            sums.add(loss, correct, len(labels))
+            pace.step_done()
+            stopping = stop is not None and stop.is_set()
+            if stopping or pace.due_for_report():
+                partial = sums.read(pace.epoch_seconds)
+                _check_finite(job, run, partial.loss_sum, step, len(state.rows))
+                now = State(step + 1, state.rows, partial, pace.elapsed_seconds)
+                if stopping or pace.due_for_save():
+                    run.commit(now, _state_tensors(job))
+                if stopping:
+                    assert stop is not None
+                    raise _interrupted(run, now, job, stop.signal_number or signal.SIGINT)
+                yield _step_done(job, now, pace)
+        row = _finished_row(job, run, sums.read(pace.epoch_seconds), state.rows, end, pace)
+        state = State(step=end, rows=[*state.rows, row], elapsed_seconds=row["elapsed_seconds"])
+        run.commit(state, _state_tensors(job))
+        _publish(job, run, state.rows)
+        log(row)
+        if pace.elapsed_seconds - drawn_at > CURVES_SECONDS:
+            run.publish_curves()
+            drawn_at = pace.elapsed_seconds
+        pace.epoch_done()
+        is_best = best_epoch(state.rows, recipe) == row["epoch"]
+        yield EpochDone(row, recipe.epochs, is_best, pace.seconds_left(job, end))
+
+
+def train_step(job: Job, images: Tensor, labels: Tensor, step: int, factor: float) -> tuple[Tensor, Tensor]:
+    """One step of the optimiser on prepared pictures float32 (B, 3, H, W): the mean loss, and how many were right."""
+    recipe = job.recipe
+    torch.manual_seed(derived_seed(recipe.seed, DROPOUT, step))
+    set_learning_rate(job.optimizer, recipe.optimizer, recipe.optimizer.learning_rate * factor, step)
+    with _autocast(job):
+        logits = job.model(images)
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.loss.label_smoothing)
+    if recipe.regularization.l2 > 0.0:
+        loss = loss + l2_penalty(job.model, recipe.regularization)
+    job.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if recipe.optimizer.clip_norm is not None:
+        clip_gradients(job.model, recipe.optimizer.clip_norm)
+    job.optimizer.step()
+    if job.average is not None:
+        job.average.update_parameters(job.model)
+    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+
+def learning_rate_at(job: Job, rows: list[Row], step: int) -> float:
+    """The learning rate of global step `step`, given the rows of the epochs finished before it."""
+    recipe = job.recipe
+    return recipe.optimizer.learning_rate * learning_rate_factor(
+        recipe.schedule,
+        step=step,
+        steps_per_epoch=job.steps_per_epoch,
+        epochs=recipe.epochs,
+        validation_losses=[row["validation_loss"] for row in rows],
+    )
+
+
+def _autocast(job: Job) -> AbstractContextManager[Any]:
+    if job.recipe.device.precision == "float32":
+        return nullcontext()
+    return torch.autocast(job.device.type, dtype=torch.bfloat16)
+
+
+def _finished_row(job: Job, run: Run, sums: Partial, rows: list[Row], step: int, pace: "Pace") -> Row:
+    """Validate, and make the epoch's line of metrics."""
+    _check_finite(job, run, sums.loss_sum, step - 1, len(rows))
+    loss, accuracy = validate(job)
+    if loss is not None:
+        _check_finite(job, run, loss, step - 1, len(rows))
+    return {
+        "epoch": len(rows) + 1,
+        "step": step,
+        "train_loss": sums.loss_sum / sums.images,
+        "train_accuracy": sums.correct / sums.images,
+        "validation_loss": loss,
+        "validation_accuracy": accuracy,
+        "learning_rate": learning_rate_at(job, rows, step - 1),
+        "images_per_second": round(sums.images / sums.seconds, 1),
+        "elapsed_seconds": round(pace.elapsed_seconds, 3),
+    }
+
+
+def validate(job: Job) -> tuple[float | None, float | None]:
+    """Mean loss (with the L2 term, as Keras shows it) and accuracy over the validation pictures; None without any."""
+    if job.validation is None:
+        return None, None
+    images, labels = job.validation
+    logits = predict_logits(job.weights, job.stream.preparation, images)
+    loss = F.cross_entropy(logits, labels)
+    if job.recipe.regularization.l2 > 0.0:
+        with torch.no_grad():
+            loss = loss + l2_penalty(job.weights, job.recipe.regularization)
+    return loss.item(), (logits.argmax(1) == labels).double().mean().item()
+
+
+def predict_logits(model: nn.Module, preparation: Preparation, images: Tensor) -> Tensor:
+    """uint8 (N, H, W, 3) -> float32 logits (N, classes), in evaluation mode; the model's own mode is put back."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            batches = images.split(VALIDATION_BATCH)
+            return torch.cat([model(preparation(batch.permute(0, 3, 1, 2))) for batch in batches])
+    finally:
+        model.train(training)
+
+
+def _check_finite(job: Job, run: Run, loss: float, step: int, finished_epochs: int) -> None:
+    if math.isfinite(loss):
+        return
+    rate = learning_rate_at(job, run.metrics, step)
+    kept = f"the weights of epoch {finished_epochs} are kept" if finished_epochs else "no epoch was finished"
+    raise DivergedError(
+        f"the loss is not finite at step {step + 1} (epoch {finished_epochs + 1}, learning rate {rate:.3g}); {kept} in"
+        f" {run.path}; try --set optimizer.learning_rate={job.recipe.optimizer.learning_rate / 10:.3g}"
+        " or --set optimizer.clip_norm=1"
+    )
+
+
+def _interrupted(run: Run, state: State, job: Job, signal_number: int) -> Interrupted:
+    done = state.step / job.steps_per_epoch
+    message = f"stopped after {done:.2f} of {job.recipe.epochs} epochs, saved; go on with: cifarlab resume {run.path}"
+    return Interrupted(message, signal_number)
+
+
+def _step_done(job: Job, state: State, pace: "Pace") -> StepDone:
+    partial = state.partial
+    return StepDone(
+        epoch=len(state.rows) + 1,
+        step_in_epoch=state.step - len(state.rows) * job.steps_per_epoch,
+        steps_in_epoch=job.steps_per_epoch,
+        loss=partial.loss_sum / partial.images,
+        accuracy=partial.correct / partial.images,
+        images_per_second=partial.images / partial.seconds,
+        seconds_left=pace.seconds_left(job, state.step),
+    )
+
+
+# What is saved, and how a training comes back
+
+
+def _state_tensors(job: Job) -> dict[str, Tensor]:
+    parts = {"model": job.model.state_dict(), "optimizer": state_tensors(job.optimizer)}
+    if job.average is not None:
+        parts["average"] = job.average.state_dict()
+    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def _restore(job: Job, run: Run) -> State:
+    """Bring the job to where the run stands, and write again whatever a kill kept from being written."""
+    stored = run.load_state()
+    if stored is None:
+        return State()
+    state, tensors = stored
+    job.model.load_state_dict(_part(tensors, "model"))
+    if job.average is not None:
+        job.average.load_state_dict(_part(tensors, "average"))
+    load_state_tensors(job.optimizer, _part(tensors, "optimizer"))
+    if state.rows and state.partial.images == 0:
+        _publish(job, run, state.rows)
+    return state
+
+
+def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
+
+
+def _publish(job: Job, run: Run, rows: list[Row]) -> None:
+    header = {
+        "recipe": job.recipe.name,
+        "model": job.recipe.model.model_dump(mode="json"),
+        "classes": list(job.source.classes),
+        "input_shape": list(job.input_shape),
+        "preparation": asdict(job.stream.preparation),
+        "epoch": rows[-1]["epoch"],
+        "step": rows[-1]["step"],
+    }
+    run.publish(rows, job.weights.state_dict(), header)
+
+
+class Sums:
+    """Loss and hits summed on the device over an epoch's images, so that no step waits for them to be read."""
+
+    def __init__(self, partial: Partial, device: torch.device) -> None:
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        self.images, self.seconds = partial.images, partial.seconds
+        self.loss = torch.tensor(partial.loss_sum, dtype=exact, device=device)
+        self.correct = torch.tensor(partial.correct, device=device)
+
+    def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
+        self.loss += loss * images
+        self.correct += correct
+        self.images += images
+
+    def read(self, seconds: float) -> Partial:
+        """The sums so far; `seconds` of training in this process come on top of those before."""
+        return Partial(self.images, self.loss.item(), int(self.correct.item()), self.seconds + seconds)
+
+
+class Pace:
+    """Clocks of one process's training."""
+
+    def __init__(self, seconds_before: float) -> None:
+        self.began = self.epoch_began = self.reported = self.saved = time.perf_counter()
+        self.seconds_before = seconds_before
+        self.steps, self.step_seconds, self.between_epochs_seconds = 0, 0.0, 0.0
+        self.trained_until = self.began
+
+    @property
+    def elapsed_seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.began
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Seconds of training, without validation and saving, in this epoch."""
+        return self.trained_until - self.epoch_began
+
+    def step_done(self) -> None:
+        self.trained_until = time.perf_counter()
+        self.steps += 1
+
+    def due_for_report(self) -> bool:
+        due = self.trained_until - self.reported > REPORT_SECONDS
+        if due:
+            self.reported = self.trained_until
+        return due
+
+    def due_for_save(self) -> bool:
+        due = self.trained_until - self.saved > SAVE_SECONDS
+        if due:
+            self.saved = self.trained_until
+        return due
+
+    def epoch_done(self) -> None:
+        now = time.perf_counter()
+        self.step_seconds += self.epoch_seconds
+        self.between_epochs_seconds = now - self.trained_until
+        self.epoch_began = self.trained_until = self.saved = now
+
+    def seconds_left(self, job: Job, step: int) -> float:
+        total_steps = job.recipe.epochs * job.steps_per_epoch
+        per_step = (self.step_seconds + self.epoch_seconds) / self.steps
+        epochs_left = job.recipe.epochs - step // job.steps_per_epoch
+        return (total_steps - step) * per_step + epochs_left * self.between_epochs_seconds
+
+
+# The public functions
+
+
+def train(
+    recipe: str | Recipe,
+    *,
+    data: str = "cifar10",
+    out: str | Path | None = None,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    data_dir: str | Path | None = None,
+) -> Run:
+    """Train a recipe, by name or as data, and return its run. Shows progress on a terminal and in a notebook.
+
+    Args:
+        recipe: a name (`cifarlab recipes` lists them) or a `Recipe`.
+        data: `cifar10` or `demo`.
+        out: the run directory to make; by default `runs/<recipe>-s<seed>-<n>`.
+        seed: of weights, data order, augmentation and dropout.
+        overrides: recipe fields by dotted name, for example `{"optimizer.learning_rate": 0.01}`.
+        data_dir: the folder of CIFAR-10's batches, or its parent; beats `CIFARLAB_DATA` and the user's cache.
+
+    Raises:
+        UserError: for any mistake in these, before anything is written.
+        DivergedError, Interrupted: as `fit` does.
+    """
+    chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    job = prepare(override(chosen, {"seed": seed, **(overrides or {})}), data, data_dir)
+    return _follow(job, start(job, out))
+
+
+def resume(run: str | Path | Run, *, epochs: int | None = None, data_dir: str | Path | None = None) -> Run:
+    """Go on with a run after any interruption, or beyond its planned end. `epochs` is the new total.
+
+    Raises:
+        UserError, DivergedError, Interrupted: as `reopen` and `fit` do.
+    """
+    path = run.path if isinstance(run, Run) else run
+    return _follow(*reopen(path, epochs, data_dir=data_dir))
+
+
+def _follow(job: Job, run: Run) -> Run:
+    with stop_on_signals() as stop:
+        for _event in fit(job, run, stop):
+            pass
+    return Run(run.path)
