@@ -1,0 +1,151 @@
+"""Optimisers with Keras's rules on torch's fused kernels, gradient clipping, the L2 penalty, and state as tensors."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from cifarlab.recipe import SGD, Adam, AdamW, Optimizer, Regularization, RMSprop
+
+# Stands in for a rate of 0, which momentum kept in units of the rate could not be carried across.
+_SMALLEST_LEARNING_RATE = 1e-20
+
+
+def build_optimizer(spec: Optimizer, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:  # type: ignore[valid-type]
+    """The optimiser of `spec` over the trainable parameters of `model`.
+
+    Kernels (two dimensions or more) get the weight decay, biases and normalisation do not. Parameters that do not
+    require a gradient are left out. `set_learning_rate` must be called before every step.
+    """
+    fused = device.type in ("cpu", "cuda")
+    groups = _parameter_groups(model, spec.weight_decay)
+    match spec:
+        case SGD():
+            return torch.optim.SGD(
+                groups, lr=spec.learning_rate, momentum=spec.momentum, nesterov=spec.nesterov, fused=fused
+            )
+        case RMSprop():  # torch has no fused one
+            return torch.optim.RMSprop(groups, lr=spec.learning_rate, alpha=spec.rho, eps=spec.epsilon)
+        case Adam():
+            betas = (spec.beta_1, spec.beta_2)
+            return torch.optim.Adam(groups, lr=spec.learning_rate, betas=betas, eps=spec.epsilon, fused=fused)
+        case AdamW():
+            betas = (spec.beta_1, spec.beta_2)
+            return torch.optim.AdamW(
+                groups, lr=spec.learning_rate, betas=betas, eps=spec.epsilon, fused=fused
+            )
+    raise AssertionError(f"no optimiser for {spec!r}")
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kernels = [parameter for parameter in trainable if parameter.ndim >= 2]
+    others = [parameter for parameter in trainable if parameter.ndim < 2]
+    groups = [{"params": kernels, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer,
+    spec: Optimizer,  # type: ignore[valid-type]
+    learning_rate: float,
+    step: int,
+) -> None:
+    """Make `optimizer` ready for `step`, counted from 0 over the run, so that its rule is Keras's.
+
+    - SGD: Keras's velocity has the rate of its own step in it (v = m v - lr g), torch's buffer has not, so that
+      the buffer is rescaled when the rate changes.
+    - Adam: Keras's epsilon stands outside the bias correction ("epsilon hat", arXiv 1412.6980, section 2), torch's
+      inside, so that torch's is set to epsilon / sqrt(1 - beta_2^t).
+    """
+    for group in optimizer.param_groups:
+        if isinstance(spec, SGD) and spec.momentum > 0.0:
+            _rescale_momentum(optimizer, group, max(learning_rate, _SMALLEST_LEARNING_RATE))
+        else:
+            group["lr"] = learning_rate
+        if isinstance(spec, Adam):
+            group["eps"] = spec.epsilon / math.sqrt(1.0 - spec.beta_2 ** (step + 1))
+
+
+def _rescale_momentum(optimizer: torch.optim.Optimizer, group: dict, learning_rate: float) -> None:
+    if group["lr"] == learning_rate:
+        return
+    buffers = [optimizer.state[parameter].get("momentum_buffer") for parameter in group["params"]]
+    buffers = [buffer for buffer in buffers if buffer is not None]
+    if buffers:
+        torch._foreach_mul_(buffers, group["lr"] / learning_rate)
+    group["lr"] = learning_rate
+
+
+def clip_gradients(model: nn.Module, clip_norm: float | None) -> None:
+    """Scale all gradients together so that their joint 2-norm is at most `clip_norm`; none: leave them."""
+    if clip_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+
+
+def l2_penalty(model: nn.Module, regularization: Regularization) -> Tensor:
+    """c * sum(w^2) over the trainable kernels of the layers that `regularization` names: a scalar, as Keras's L2(c).
+
+    The last layer, which "hidden" leaves out, is the last convolution or linear layer in the order of registration.
+    """
+    layers = [
+        module for module in model.modules() if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+    ]
+    if regularization.l2_layers == "hidden":
+        layers = layers[:-1]
+    elif regularization.l2_layers == "convolutions":
+        layers = [layer for layer in layers if not isinstance(layer, nn.Linear)]
+    squares = [layer.weight.square().sum() for layer in layers if layer.weight.requires_grad]
+    if regularization.l2 == 0.0 or not squares:
+        return next(model.parameters()).new_zeros(())
+    return regularization.l2 * torch.stack(squares).sum()
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Everything `optimizer` remembers, as copies on the CPU: "0.momentum_buffer", "0.step", ... and "learning_rate".
+
+    Parameters are numbered in the order of the optimiser's groups. "learning_rate" (float64, scalar) is the rate of
+    the last step, which the momentum of SGD is kept in units of.
+    """
+    tensors = {"learning_rate": torch.tensor(optimizer.param_groups[0]["lr"], dtype=torch.float64)}
+    for number, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if value is not None:
+                tensors[f"{number}.{name}"] = value.detach().to(
+                    "cpu", copy=True, memory_format=torch.contiguous_format
+                )
+    return tensors
+
+
+def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put `optimizer`, which may never have stepped, where the one that `state_tensors` was taken from stood.
+
+    Raises:
+        KeyError: when "learning_rate" is missing.
+        ValueError: when a tensor belongs to no parameter or has another shape than its parameter.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    groups = optimizer.state_dict()["param_groups"]
+    for group in groups:
+        group["lr"] = tensors["learning_rate"].item()
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key == "learning_rate":
+            continue
+        number, _, name = key.partition(".")
+        if not number.isdecimal() or int(number) >= len(parameters):
+            raise ValueError(f"optimiser state '{key}' belongs to none of the {len(parameters)} parameters")
+        parameter = parameters[int(number)]
+        if tensor.ndim and tensor.shape != parameter.shape:
+            raise ValueError(
+                f"optimiser state '{key}' has shape {tuple(tensor.shape)}, its parameter {tuple(parameter.shape)}"
+            )
+        states.setdefault(int(number), {})[name] = (
+            _laid_out_as(parameter, tensor) if tensor.ndim else tensor.clone()
+        )
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+
+def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """A copy with the strides of `parameter`: the fused kernels walk both by raw memory order."""
+    return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
