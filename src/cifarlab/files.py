@@ -29,16 +29,16 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview]) -> str:
     digest = hashlib.sha256()
     try:
         try:
-            with open(temporary, "xb", buffering=0) as file:
+            with temporary.open("xb", buffering=0) as file:
                 for chunk in [data] if isinstance(data, bytes) else data:
                     digest.update(chunk)
                     write_all(file.fileno(), chunk)
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         left = "what it held before is unchanged" if existed else "nothing was left behind"
         raise UserError(f"cannot write {path}: {error.strerror or error}; {left}") from error
@@ -52,7 +52,8 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Flush a folder to the disk: a rename in it is certain only then."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -62,7 +63,7 @@ def _sync_folder(folder: Path) -> None:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex. Raises OSError if it cannot be read."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -73,5 +74,5 @@ def cache_dir() -> Path:
     specification demands (https://specifications.freedesktop.org/basedir-spec/latest/).
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    root = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
     return root / "cifarlab"

@@ -227,7 +227,7 @@ def is_intact(place: Place, split: SplitName) -> bool:
 
 
 def _sha256_of_sized(path: Path, size_bytes: int) -> str:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size != size_bytes:
             return ""
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -247,9 +247,9 @@ def _from_folder(place: Place, wanted: tuple[BatchFile, ...]) -> Iterator[tuple[
         path = place.path / batch.name
         try:
             # Looked at before it is opened: opening a named pipe would wait for ever.
-            if not stat.S_ISREG(os.stat(path).st_mode):
+            if not stat.S_ISREG(path.stat().st_mode):
                 raise UserError(f"{path} is not a file; {_put_right(place)}")
-            with open(path, "rb") as file:
+            with path.open("rb") as file:
                 _check_size(os.fstat(file.fileno()).st_size, batch, place)
                 data = file.read(batch.size_bytes + 1)
         except FileNotFoundError:
@@ -296,7 +296,7 @@ def _from_archive(place: Place, wanted: tuple[BatchFile, ...]) -> Iterator[tuple
     seen: set[str] = set()
     limit = sum(batch.size_bytes for batch in place.layout.files) + ARCHIVE_SLACK_BYTES
     try:
-        if not stat.S_ISREG(os.stat(place.path).st_mode):
+        if not stat.S_ISREG(place.path.stat().st_mode):
             raise UserError(f"{place.path} is not a file; {_put_right(place)}")
         with (
             gzip.open(place.path, "rb") as unzipped,
@@ -329,7 +329,7 @@ def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo, batch: BatchFil
 class _Bounded(io.RawIOBase):
     """Reads on from a stream until more than `limit_bytes` came out of it."""
 
-    def __init__(self, stream: IO[bytes], limit_bytes: int, place: Place) -> None:
+    def __init__(self, stream: gzip.GzipFile, limit_bytes: int, place: Place) -> None:
         self._stream, self._left_bytes, self._place = stream, limit_bytes, place
 
     def readable(self) -> bool:

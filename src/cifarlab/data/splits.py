@@ -26,8 +26,8 @@ def split_validation(
       "last"        the last pictures in file order, as Keras's `validation_split` takes them;
       "none"        nothing is held out;
       "test"        nothing either: the test set serves as validation.
-    The number held out is `images`, or else `fraction` of N (0 < fraction < 1), counted as Keras 3 counts it,
-    N - floor(N * (1 - fraction)): `train_validation_split` in keras/src/trainers/data_adapters/array_slicing.py.
+    The number held out is `images`, or else `fraction` of N (0 < fraction < 1), counted as Keras 3 counts it:
+    N - floor(N * (1 - fraction)) (keras/src/trainers/data_adapters/array_slicing.py, train_validation_split).
 
     The same labels and settings give the same cut on every machine and with every version of NumPy.
     Raises UserError if the kind is unknown or the cut would leave nothing to train or to validate on.
