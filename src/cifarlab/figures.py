@@ -1,7 +1,7 @@
-"""Figures: each one function, data in, matplotlib `Figure` out. Nothing here draws on a screen or keeps state.
+"""Figures: each one function, data in, matplotlib `Figure` out. Nothing draws on a screen or keeps state.
 
-Every figure has an opaque, near-white face, so that it reads the same on a page of any colour. Colours are those of
-Okabe and Ito (https://jfly.uni-koeln.de/color/), which people with any kind of colour vision can tell apart.
+Every figure has an opaque white face, so that it reads the same on a page of any colour. Colours are those of
+Okabe and Ito (https://jfly.uni-koeln.de/color/), which people with any kind of colour vision tell apart.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cifarlab.errors import UserError, nearest, one_of
@@ -25,6 +26,7 @@ INK, PALE_INK, LINE, FACE = "#222222", "#5A5A5A", "#DDDDDD", "#FFFFFF"
 RESOLUTION_DPI = 144
 FORMATS = ("png", "svg", "pdf")
 MARKED_EPOCHS = 30  # with more, a marker at each epoch hides the line
+NAME: dict[str, Any] = {"fontsize": 11, "color": INK, "parse_math": False}
 LONGEST_NAME = 14  # characters of a class name that fit a picture's width
 # Without dates, so that the same figure is the same file wherever the format allows it.
 METADATA: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
@@ -40,8 +42,9 @@ def learning_curves(
     """Loss above, accuracy below, against epochs from 1: training in blue, validation in orange.
 
     Args:
-        rows: lines of metrics.jsonl: `epoch`, `train_loss`, `train_accuracy`, `validation_loss`, `validation_accuracy`
-            (accuracies 0..1). A value that is None or not finite leaves a gap; validation without any is left out.
+        rows: lines of metrics.jsonl: `epoch`, `train_loss`, `train_accuracy`, `validation_loss`,
+            `validation_accuracy` (0..1). A value that is None or not finite leaves a gap; a line without any
+            value is left out.
         title: over the figure.
         best_epoch: the epoch to mark, None for none.
         validation_name: what the orange line is; "test" is shown as "test (used as validation)".
@@ -64,10 +67,11 @@ def learning_curves(
     loss.set_ylabel("loss")
     accuracy.set_ylabel("accuracy")
     accuracy.set_xlabel("epoch")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, symbol=" %"))
-    accuracy.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
-    _limit_epochs(accuracy, epochs)
-    _limit_loss(loss)
+    loss.yaxis.set_label_coords(-0.075, 0.5)
+    accuracy.yaxis.set_label_coords(-0.075, 0.5)
+    _epoch_axis(accuracy, epochs)
+    _accuracy_axis(accuracy)
+    _loss_axis(loss)
     _mark_best(loss, accuracy, rows, best_epoch)
     _title(figure, title, left=0.095, top=0.975)
     handles, names = loss.get_legend_handles_labels()
@@ -98,25 +102,16 @@ def picture_grid(
 
     `labels` is int (N,), an index into `classes`. With fewer images than places the last places stay empty.
     """
-    cell_inches, name_inches, top_inches = 1.5, 0.3, 0.6 if title else 0.15
-    width, height = columns * cell_inches + 0.3, rows * (cell_inches + name_inches) + top_inches
-    figure = _new_figure(width, height)
+    cell, gap, names, above = 1.5, 0.12, 0.3, 0.55 if title else 0.15  # inches
+    width, height = columns * cell + 0.3, rows * (cell + names) + above
+    figure, axes = _canvas(width, height)
+    side = cell - gap
     for index in range(min(rows * columns, len(images))):
         row, column = divmod(index, columns)
-        left = 0.15 + column * cell_inches + 0.06
-        bottom = height - top_inches - row * (cell_inches + name_inches) - cell_inches
-        side = cell_inches - 0.12
-        _place_picture(figure, images[index], left / width, bottom / height, side / width, side / height)
-        figure.text(
-            (left + side / 2) / width,
-            (bottom - 0.06) / height,
-            _shortened(classes[int(labels[index])]),
-            ha="center",
-            va="top",
-            fontsize=11,
-            color=INK,
-            parse_math=False,
-        )
+        left, bottom = 0.15 + gap / 2 + column * cell, height - above - row * (cell + names) - side
+        _place_picture(axes, images[index], left, bottom, side)
+        name = _shortened(classes[int(labels[index])])
+        axes.text(left + side / 2, bottom - 0.06, name, ha="center", va="top", **NAME)
     if title:
         _title(figure, title, left=0.21 / width, top=1 - 0.17 / height)
     return figure
@@ -130,41 +125,29 @@ def class_rows(
     seed: int = 0,
     title: str = "",
 ) -> Figure:
-    """`per_class` images of each class in a row of its own, drawn at random by `seed`; the class name at the left.
+    """`per_class` images of each class in a row of its own, drawn by `seed`; the class name at the left.
 
-    `images` is uint8 (N, H, W, 3), `labels` int (N,), an index into `classes`. A class with fewer shows all it has.
+    `images` is uint8 (N, H, W, 3), `labels` int (N,), an index into `classes`. A class with fewer shows all.
     """
-    cell_inches, gap_inches, top_inches = 0.72, 0.06, 0.6 if title else 0.2
-    names_inches = 0.35 + 0.095 * max(len(_shortened(name)) for name in classes)
-    width = names_inches + per_class * cell_inches + 0.2
-    height = len(classes) * cell_inches + top_inches + 0.2
-    figure = _new_figure(width, height)
+    cell, gap, above = 0.72, 0.06, 0.55 if title else 0.15  # inches
+    names = 0.35 + 0.095 * max(len(_shortened(name)) for name in classes)
+    width, height = names + per_class * cell + 0.15, len(classes) * cell + above + 0.1
+    figure, axes = _canvas(width, height)
+    side = cell - gap
     generator = np.random.default_rng(seed)
-    side = cell_inches - gap_inches
     for row, name in enumerate(classes):
-        of_class = np.flatnonzero(labels == row)
-        chosen = generator.permutation(of_class)[:per_class]
-        bottom = height - top_inches - (row + 1) * cell_inches + gap_inches
-        figure.text(
-            (names_inches - 0.12) / width,
-            (bottom + side / 2) / height,
-            _shortened(name),
-            ha="right",
-            va="center",
-            fontsize=11,
-            color=INK,
-            parse_math=False,
-        )
+        bottom = height - above - row * cell - side
+        axes.text(names - 0.12, bottom + side / 2, _shortened(name), ha="right", va="center", **NAME)
+        chosen = generator.permutation(np.flatnonzero(labels == row))[:per_class]
         for column, index in enumerate(chosen):
-            left = names_inches + column * cell_inches
-            _place_picture(figure, images[index], left / width, bottom / height, side / width, side / height)
+            _place_picture(axes, images[index], names + column * cell, bottom, side)
     if title:
         _title(figure, title, left=0.2 / width, top=1 - 0.17 / height)
     return figure
 
 
 def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], title: str = "") -> Figure:
-    """Counts in the cells, and as colour the share of each true class (row) that was given each class (column).
+    """Counts in the cells; colour: the share of a true class (row) that was taken for a class (column).
 
     `matrix` is int (classes, classes), `matrix[true][predicted]`.
     """
@@ -174,14 +157,14 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], title: str = ""
     # In inches: the cells, then room for the names at the left, the names above, and the scale at the right.
     cells = max(0.56 * many, 3.0)
     longest = max(len(_shortened(name)) for name in classes)
-    left, right, below, above = 0.6 + 0.09 * longest, 1.0, 0.3, 0.95 + 0.07 * longest
+    left, right, below, above = 0.6 + 0.09 * longest, 1.0, 0.3, 0.85 + 0.07 * longest
     width, height = left + cells + right, below + cells + above
     figure = _new_figure(width, height)
     axes = figure.add_axes((left / width, below / height, cells / width, cells / height))
     drawn = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="equal")
     names = [_shortened(name) for name in classes]
-    axes.set_yticks(range(many), names, fontsize=11, color=INK, parse_math=False)
-    axes.set_xticks(range(many), names, fontsize=11, color=INK, rotation=45, ha="left", parse_math=False)
+    axes.set_yticks(range(many), names, **NAME)
+    axes.set_xticks(range(many), names, rotation=45, ha="left", **NAME)
     axes.xaxis.tick_top()
     axes.tick_params(axis="x", which="both", pad=2)
     for label in axes.get_xticklabels():
@@ -242,8 +225,11 @@ def _new_figure(width_inches: float, height_inches: float) -> Figure:
 
 
 def _title(figure: Figure, title: str, left: float, top: float) -> None:
+    """Bold, as large as its width allows: a letter is about 0.68 of the font's size wide."""
+    room_points = 72 * figure.get_figwidth() * (0.98 - left)
+    size = min(14.0, max(7.0, room_points / (0.68 * max(len(title), 1))))
     figure.text(
-        left, top, title, ha="left", va="top", fontsize=14, weight="bold", color=INK, parse_math=False
+        left, top, title, ha="left", va="top", fontsize=size, weight="bold", color=INK, parse_math=False
     )
 
 
@@ -262,15 +248,29 @@ def _finite(values: Sequence[float | None]) -> np.ndarray:
     return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
-def _limit_epochs(axes: Axes, epochs: Sequence[int]) -> None:
-    """From the first epoch to the last, so that the axis starts at 1; room at the sides for one epoch alone."""
-    if epochs:
-        first, last = min(epochs), max(epochs)
-        margin = max(0.5 if last - first < 2 else 0.0, 0.012 * (last - first))
-        axes.set_xlim(first - margin, last + margin)
+def _epoch_axis(axes: Axes, epochs: Sequence[int]) -> None:
+    """Whole epochs from the first, 1, to the last; room at the sides for one epoch alone."""
+    if not epochs:
+        axes.set_xticks([])
+        return
+    first, last = min(epochs), max(epochs)
+    ticks = MaxNLocator(nbins=12, steps=[1, 2, 2.5, 5, 10], integer=True).tick_values(first, last)
+    axes.set_xticks([first, *(int(tick) for tick in ticks if first < tick <= last)])
+    margin = max(0.5 if last - first < 2 else 0.0, 0.012 * (last - first))
+    axes.set_xlim(first - margin, last + margin)
 
 
-def _limit_loss(axes: Axes) -> None:
+def _accuracy_axis(axes: Axes) -> None:
+    """Whole percents, over at least 5 points: a flat line is shown as flat."""
+    low, high = axes.get_ylim()
+    if high - low < 0.05:
+        middle = min(max((low + high) / 2, 0.025), 0.975)
+        axes.set_ylim(middle - 0.025, middle + 0.025)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0, symbol=" %"))
+
+
+def _loss_axis(axes: Axes) -> None:
     """From 0, and not so high that a few wild first epochs press the rest of the curves flat."""
     values = [np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()]
     finite = np.concatenate(values) if values else np.array([])
@@ -318,12 +318,20 @@ def _mark_best(loss: Axes, accuracy: Axes, rows: Sequence[Mapping[str, Any]], be
         axes.set_ylim(low, high)
 
 
-def _place_picture(
-    figure: Figure, image: np.ndarray, left: float, bottom: float, width: float, height: float
-) -> None:
-    axes = figure.add_axes((left, bottom, width, height))
-    axes.imshow(image, interpolation="nearest", aspect="equal")
+def _canvas(width_inches: float, height_inches: float) -> tuple[Figure, Axes]:
+    """A figure and axes that fill it, with inches from the bottom left as coordinates."""
+    figure = _new_figure(width_inches, height_inches)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width_inches), ylim=(0, height_inches), autoscale_on=False)
     axes.set_axis_off()
+    return figure, axes
+
+
+def _place_picture(axes: Axes, image: np.ndarray, left: float, bottom: float, side: float) -> None:
+    extent = (left, left + side, bottom, bottom + side)
+    picture = AxesImage(axes, interpolation="nearest", extent=extent, origin="upper")
+    picture.set_data(image)
+    axes.add_image(picture)
 
 
 def _shortened(name: str) -> str:
