@@ -29,7 +29,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)
-	@BIN=$(BIN) sh scripts/demo.sh
+	@sh scripts/demo.sh
 
 test: $(READY)
 	$(BIN)/python -m pytest
