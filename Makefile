@@ -12,7 +12,7 @@ help: ## say what there is
 	@echo "make demo    set up, train a small network on embedded pictures, judge it, draw its curves"
 	@echo "make test    set up, run the whole test suite (CIFARLAB_DATA=folder: with the real CIFAR-10 too)"
 	@echo "make check   set up, check format, lint and types"
-	@echo "make format  set up, rewrite the source in the project's format"
+	@echo "make format  set up, rewrite the source in the project's format, and the pages made from it"
 	@echo "make clean   remove what make made: the environment and caches, not your runs"
 	@echo
 	@echo "PYTHON=python3.12 make ... chooses the Python that the environment is made from."
@@ -42,6 +42,7 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/python scripts/recipe_fields.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
