@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.server
 import re
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 
 class Answer:
@@ -154,8 +156,8 @@ class Mirror:
 
 
 @contextmanager
-def serving(content: dict[str, bytes]) -> Iterator[Mirror]:
-    """A mirror of `content`, by file name, while the block runs."""
+def serving(content: dict[str, bytes], certificate: Path | None = None) -> Iterator[Mirror]:
+    """A mirror of `content`, by file name, while the block runs; by https if there is a certificate (with its key)."""
     closing, lock = threading.Event(), threading.Lock()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -172,6 +174,11 @@ def serving(content: dict[str, bytes]) -> Iterator[Mirror]:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         mirror = Mirror(f"http://127.0.0.1:{server.server_port}", content)
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+            mirror.url = f"https://localhost:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
