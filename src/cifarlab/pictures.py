@@ -258,7 +258,7 @@ def _reduce(image: ImageFile) -> None:
 
 def _decode(name: str, image: Image.Image, height: int, width: int) -> np.ndarray:
     """The picture's pixels as uint8 (height, width, 3)."""
-    format = image.format or "image"
+    format = "WebP" if image.format == "WEBP" else image.format or "image"
     try:
         image.load()
         orientation = _orientation(image.info.get("exif"))
