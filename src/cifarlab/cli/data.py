@@ -1,0 +1,183 @@
+"""`cifarlab data`, and how every command opens a data source."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cifarlab.cli import screen
+from cifarlab.errors import UserError
+
+if TYPE_CHECKING:
+    from cifarlab.data import Source
+
+BAR_WIDTH = 24
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir", metavar="DIR", help="Where CIFAR-10 is; beats CIFARLAB_DATA and the user's cache."
+    ),
+]
+
+
+def data(
+    which: Annotated[
+        str,
+        typer.Argument(
+            metavar="[cifar10|demo|PATH]", help="A data set, or where CIFAR-10 lies on this machine."
+        ),
+    ] = "cifar10",
+    data_dir: DataDir = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(
+            "--figure", metavar="FILE", help="Draw the first nine training pictures with their names."
+        ),
+    ] = None,
+    per_class: Annotated[
+        int | None,
+        typer.Option("--per-class", metavar="N", help="With --figure: N training pictures of each class."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find a data set or fetch it, verify it, and print what is in it.
+
+    \b
+    Examples:
+      cifarlab data
+      cifarlab data demo --figure demo.png --per-class 10
+      cifarlab data ~/data/cifar-10-python.tar.gz
+    """
+    if per_class is not None and (figure is None or per_class < 1):
+        problem = (
+            "needs --figure FILE to draw into"
+            if figure is None
+            else f"should be at least 1, {per_class} given"
+        )
+        raise UserError(f"--per-class {problem}")
+    source = _open_named(which, data_dir)
+    import numpy as np
+
+    train = source.load("train")
+    test_labels = source.load("test").labels  # counted, never shown
+    counts = {
+        split: np.bincount(labels, minlength=len(source.classes)).tolist()
+        for split, labels in (("train", train.labels), ("test", test_labels))
+    }
+    if as_json:
+        splits = {split: {"n": sum(per), "per_class": per} for split, per in counts.items()}
+        content = {"name": source.name, "classes": list(source.classes), "splits": splits}
+        screen.write_json(content | {"checksum": source.checksum})
+    else:
+        _print_survey(source, train.images.shape, counts)
+    if figure is not None:
+        _draw(source, train, figure, per_class)
+        screen.open_console(as_json).print(f"drawn: {figure}", markup=False)
+
+
+def open_source(name: str, data_dir: Path | None = None) -> Source:
+    """The data source, fetched with a progress bar on stderr if it has to be."""
+    from cifarlab.data import open_source
+
+    with _download_progress() as progress:
+        return open_source(name, data_dir, progress)
+
+
+def _open_named(which: str, data_dir: Path | None) -> Source:
+    is_path = os.sep in which or which.startswith(("~", ".")) or Path(which).exists()
+    if not is_path or which in ("cifar10", "demo"):
+        return open_source(which, data_dir)
+    if data_dir is not None:
+        raise UserError(f"the data's place is given twice: {which} and --data-dir {data_dir}")
+    return open_source("cifar10", Path(which).expanduser())
+
+
+@contextmanager
+def _download_progress() -> Iterator[Callable[[int, int | None, str], None]]:
+    """A bar where there is a terminal, else a line for every tenth; nothing at all when nothing is fetched."""
+    if not sys.stderr.isatty():
+        yield _print_tenths()
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    text = TextColumn("fetching from {task.description}", markup=False)
+    columns = (text, BarColumn(20), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = None
+
+    def report(done_bytes: int, total_bytes: int | None, host: str) -> None:
+        nonlocal task
+        if task is None:
+            task = progress.add_task(host, total=total_bytes)
+            progress.start()
+        progress.update(task, completed=done_bytes, total=total_bytes, description=screen.one_line(host))
+
+    try:
+        yield report
+    finally:
+        progress.stop()
+
+
+def _print_tenths() -> Callable[[int, int | None, str], None]:
+    said: set[tuple[str, int]] = set()
+
+    def report(done_bytes: int, total_bytes: int | None, host: str) -> None:
+        tenth = 10 * done_bytes // total_bytes if total_bytes else 0
+        if (host, tenth) not in said:
+            said.add((host, tenth))
+            of = f" of {screen.size(total_bytes)}" if total_bytes else ""
+            sys.stderr.write(f"fetching from {screen.one_line(host)}: {screen.size(done_bytes)}{of}\n")
+
+    return report
+
+
+def _print_survey(source: Source, shape: tuple[int, ...], counts: dict[str, list[int]]) -> None:
+    console = screen.open_console()
+    height, width, channels = shape[1:]
+    console.print(f"[bold]{source.name}[/bold]", end="")
+    console.print(
+        f"  {len(source.classes)} classes of {height} x {width} pictures, {channels} channels of 8 bits"
+    )
+    console.print(f"found     {screen.one_line(source.location)}", markup=False)
+    console.print(f"checksum  {source.checksum} (verified)", markup=False)
+    for split, per_class in counts.items():
+        console.print(f"{split:8s}  {sum(per_class):,} pictures")
+    console.print()
+    name_width = max(len(name) for name in source.classes)
+    n_width = max(len(f"{n:,}") for per_class in counts.values() for n in per_class)
+    console.print(f"{'class':{name_width}}  {'train':{n_width + BAR_WIDTH + 3}}{'test'}", style="dim")
+    for index, name in enumerate(source.classes):
+        cells = [_balance(per_class, index, n_width) for per_class in counts.values()]
+        console.print(f"{screen.one_line(name):{name_width}}  {'  '.join(cells)}".rstrip(), markup=False)
+
+
+def _balance(per_class: list[int], index: int, n_width: int) -> str:
+    filled = screen.bar(per_class[index] / max(per_class), BAR_WIDTH)
+    return f"{per_class[index]:{n_width},} {filled:{BAR_WIDTH}}"
+
+
+def _draw(source: Source, train: Any, path: Path, per_class: int | None) -> None:
+    from cifarlab.figures import class_rows, picture_grid, save_figure
+
+    title = f"{source.name}: training pictures"
+    if per_class is None:
+        drawn = picture_grid(train.images, train.labels, source.classes, title=title)
+    else:
+        drawn = class_rows(train.images, train.labels, source.classes, per_class=per_class, title=title)
+    save_figure(drawn, path)

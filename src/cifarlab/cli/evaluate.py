@@ -1,0 +1,87 @@
+"""`cifarlab evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cifarlab.cli import screen
+from cifarlab.cli.data import DataDir
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cifarlab.evaluation import Evaluation
+
+LARGEST_MATRIX = 12  # classes whose confusion matrix fits 80 columns
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead.")]
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")],
+    split: Annotated[
+        str, typer.Option(metavar="test|validation|train", help="The pictures to judge on.")
+    ] = "test",
+    weights: Annotated[
+        str | None, typer.Option(metavar="best|last", help="By default those that the run's recipe names.")
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a run: loss, accuracy, each class, and the confusion matrix; written into its evaluation.json.
+
+    \b
+    Example:
+      cifarlab evaluate runs/vgg3-s0-1
+    """
+    from cifarlab.run import EVALUATION, Run
+
+    opened = Run(run)
+    from cifarlab.evaluation import evaluate
+
+    result = evaluate(opened, split=split, weights=weights, data_dir=data_dir)
+    if result.reused:
+        screen.note("answered from the logits stored by an earlier evaluation; no picture was opened again")
+    if result.validation_was_test:
+        screen.note(screen.VALIDATION_IS_TEST)
+    if as_json:
+        screen.write_json(result.to_dict())
+        return
+    console = screen.open_console()
+    _print_result(console, result, opened.data["name"])
+    console.print(f"\nwritten to {opened.path / EVALUATION}", markup=False)
+    console.print(f"Next: cifarlab predict {opened.path} PICTURE", markup=False)
+
+
+def _print_result(console: Console, result: Evaluation, data: str) -> None:
+    about = f"{result.weights} weights, {result.split} pictures of {data}: {result.n:,}"
+    console.print(f"{result.run}  {screen.one_line(about)}\n", markup=False, style="bold")
+    right = sum(row[index] for index, row in enumerate(result.confusion))
+    console.print(f"accuracy  {screen.percent(result.accuracy, 2)}  ({right:,} of {result.n:,} right)")
+    console.print(f"loss      {screen.number(result.loss)}\n")
+    width = max(len("class"), *(len(each.name) for each in result.classes))
+    console.print(f"{'class':{width}}  precision   recall       F1  pictures", style="dim")
+    for each in result.classes:
+        figures = "".join(f"{screen.percent(value):>9}" for value in (each.precision, each.recall, each.f1))
+        console.print(f"{each.name:{width}}  {figures}  {each.n:8,}", markup=False)
+    console.print()
+    if len(result.classes) <= LARGEST_MATRIX:
+        _print_confusion(console, result, width)
+
+
+def _print_confusion(console: Console, result: Evaluation, width: int) -> None:
+    from rich.text import Text
+
+    cell = max(5, *(len(str(n)) + 1 for row in result.confusion for n in row))
+    names = [each.name[: cell - 1] for each in result.classes]
+    console.print("confusion: a row is the true class, a column what it was taken for", style="dim")
+    console.print(" " * width + " " + "".join(f"{name:>{cell}}" for name in names), style="dim", markup=False)
+    for true, (each, row) in enumerate(zip(result.classes, result.confusion, strict=True)):
+        line = Text(f"{each.name:{width}} ")
+        for predicted, n in enumerate(row):
+            style = "bold" if predicted == true else "" if n else "dim"
+            line.append(f"{n if n else '·':>{cell}}", style)
+        console.print(line)

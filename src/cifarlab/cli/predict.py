@@ -1,0 +1,136 @@
+"""`cifarlab predict`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cifarlab.cli import screen
+from cifarlab.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cifarlab.prediction import Prediction, Predictor
+
+BAR_WIDTH = 30
+FEW = 10  # up to this many pictures get a chart each, more a line each
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead.")]
+
+
+def predict(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="[RUN] PICTURE|FOLDER...", help="A run, then pictures or folders of them."),
+    ],
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", metavar="RUN", help="The run; then every argument is a picture or folder."),
+    ] = None,
+    top: Annotated[int, typer.Option("--top", metavar="K", help="Classes to give for each picture.")] = 3,
+    csv: Annotated[
+        Path | None,
+        typer.Option("--csv", metavar="FILE", help="Write path, rank, class, probability, error."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is in pictures (JPEG, PNG, WebP, GIF, BMP): classes, the most probable first.
+
+    A picture that cannot be read is reported, the others go on, and the exit code is 2.
+
+    \b
+    Examples:
+      cifarlab predict runs/vgg3-s0-1 photo.jpg
+      cifarlab predict runs/vgg3-s0-1 holiday/ --top 1 --csv holiday.csv
+    """
+    chosen, wanted = _run_and_pictures(paths, run)
+    from cifarlab.pictures import find_pictures
+
+    pictures = find_pictures(wanted)
+    from cifarlab.run import Run
+
+    opened = Run(chosen)
+    from cifarlab.prediction import load_predictor, write_csv
+
+    predictor = load_predictor(opened)
+    console = screen.open_console(as_json)
+    predictions = []
+    for prediction in _watched(predictor, pictures, top, is_shown=not as_json and csv is None):
+        predictions.append(prediction)
+        if not as_json and (csv is None or len(pictures) <= FEW):
+            _print_prediction(console, prediction, in_full=len(pictures) <= FEW)
+    if csv is not None:
+        write_csv(predictions, csv)
+    if as_json:
+        screen.write_json([prediction.to_dict() for prediction in predictions])
+    failed = [prediction for prediction in predictions if prediction.error is not None]
+    _print_summary(console, len(predictions), csv)
+    if opened.recipe.data.validation == "test":
+        screen.note(f"{opened.path}: {screen.VALIDATION_IS_TEST}")
+    if failed:
+        of_all = f"{len(failed):,} of {screen.count(len(predictions), 'picture')}"
+        first = "" if len(failed) == 1 else ", the first of them"
+        raise UserError(f"{of_all} could not be read{first}: {failed[0].error}")
+
+
+def _run_and_pictures(paths: Sequence[Path], run: Path | None) -> tuple[Path, Sequence[Path]]:
+    from cifarlab.run import is_run
+
+    if run is not None:
+        return run, paths
+    first, *pictures = paths
+    if not first.exists():
+        raise UserError(f"there is no {first}: the first argument should be a run, then pictures or folders")
+    if not is_run(first):
+        raise UserError(
+            f"no run named: {first} is not one (it has no recipe.json); put a run's directory first, or give"
+            f" --run RUN{_runs_here()}"
+        )
+    if not pictures:
+        raise UserError(f"nothing to predict: give pictures or folders after the run {first}")
+    return first, pictures
+
+
+def _runs_here() -> str:
+    from cifarlab.run import is_run
+
+    runs = [path for path in Path("runs").glob("*") if is_run(path)]
+    return f", for example {max(runs, key=lambda path: path.stat().st_mtime)}" if runs else ""
+
+
+def _watched(predictor: Predictor, pictures: list[Path], top: int, *, is_shown: bool) -> Iterator[Prediction]:
+    """The predictions one after the other; with a bar on a terminal's stderr where nothing else shows them."""
+    stream = predictor.stream(pictures, top)
+    if is_shown or not sys.stderr.isatty() or len(pictures) <= FEW:
+        return stream
+    from rich.console import Console
+    from rich.progress import track
+
+    total = len(pictures)
+    return iter(track(stream, "predicting", total=total, console=Console(stderr=True), transient=True))
+
+
+def _print_prediction(console: Console, prediction: Prediction, *, in_full: bool) -> None:
+    path = screen.one_line(prediction.path or "")
+    if prediction.error is not None:
+        console.print(f"{path}  error: {screen.one_line(prediction.error)}", markup=False, style="red")
+    elif in_full:
+        console.print(path, markup=False, style="bold")
+        width = max(len(ranked.class_name) for ranked in prediction.predictions)
+        for ranked in prediction.predictions:
+            value = f"{screen.percent(ranked.probability):>8}"
+            line = f"  {ranked.class_name:{width}} {value}  {screen.bar(ranked.probability, BAR_WIDTH)}"
+            console.print(line, markup=False)
+    else:
+        ranked = "  ".join(f"{r.class_name} {screen.percent(r.probability)}" for r in prediction.predictions)
+        console.print(f"{path}  {ranked}", markup=False)
+
+
+def _print_summary(console: Console, n: int, csv: Path | None) -> None:
+    if csv is not None:
+        console.print(f"{screen.count(n, 'picture')}, written to {csv}", markup=False)

@@ -1,0 +1,199 @@
+"""`cifarlab recipes` and `cifarlab show`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cifarlab.cli import screen
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from cifarlab.recipe import Recipe
+
+CLASSES, INPUT_SHAPE = 10, (3, 32, 32)  # of every recipe so far
+LETTERS = "C32: 3x3 convolution, 32 filters · P: 2x2 max-pool · F: flatten · D128: dense, 128 units"
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead.")]
+
+
+def recipes(as_json: AsJson = False) -> None:
+    """List what can be trained: network, published result, source.
+
+    \b
+    Example:
+      cifarlab recipes
+    """
+    from cifarlab.recipes import RECIPES
+
+    if as_json:
+        screen.write_json([_recipe_row(recipe) for recipe in RECIPES.values()])
+        return
+    from rich.table import Table
+
+    console = screen.open_console()
+    by_source: dict[str, list[Recipe]] = {}
+    for recipe in RECIPES.values():
+        by_source.setdefault(recipe.source, []).append(recipe)
+    name_width = max(len(name) for name in RECIPES)
+    for source, group in by_source.items():
+        console.print(f"[bold]{_escaped(source)}[/bold]", soft_wrap=False)
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+        table.add_column("recipe", min_width=name_width, no_wrap=True)
+        table.add_column("published", justify="right", no_wrap=True, min_width=9)
+        table.add_column("parameters", justify="right", no_wrap=True)
+        table.add_column("network")
+        for recipe in group:
+            total = _recipe_row(recipe)["parameters"]
+            table.add_row(recipe.name, _published(recipe), f"{total:,}", _escaped(_network(recipe, group)))
+        console.print(table, soft_wrap=False)
+        if any(recipe.data.validation == "test" for recipe in group):
+            console.print(
+                "These validate on the test set, as their source did.", style="dim", soft_wrap=False
+            )
+        console.print()
+    console.print(LETTERS, style="dim", soft_wrap=False)
+    console.print("Next: cifarlab show RECIPE, cifarlab train RECIPE")
+
+
+def show(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name that `cifarlab recipes` lists.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a recipe: every layer, and every setting by the name that --set takes.
+
+    \b
+    Example:
+      cifarlab show vgg3-bn
+    """
+    from cifarlab.recipes import get_recipe
+
+    chosen = get_recipe(recipe)
+    from cifarlab.models import build_model, describe_model
+
+    model = build_model(chosen.model, CLASSES, INPUT_SHAPE)
+    layers = describe_model(model, INPUT_SHAPE)
+    if as_json:
+        screen.write_json({"name": chosen.name, "layers": layers, "recipe": chosen.model_dump(mode="json")})
+        return
+    console = screen.open_console()
+    console.print(f"[bold]{chosen.name}[/bold]  {_escaped(chosen.network)}", soft_wrap=False)
+    console.print(_escaped(chosen.source), soft_wrap=False)
+    if chosen.published:
+        epochs = screen.count(chosen.published.epochs, "epoch")
+        console.print(f"published: {_published(chosen)} on the {chosen.published.split} set after {epochs}")
+    if chosen.notes:
+        console.print(_escaped(chosen.notes), soft_wrap=False)
+    console.print()
+    console.print(_layer_table(layers), soft_wrap=False)
+    console.print(_totals(model, layers))
+    console.print()
+    console.print(_settings_table(chosen), soft_wrap=False)
+    console.print(f"\nChange any of them: cifarlab train {chosen.name} --set epochs=5 --set batch_size=128")
+
+
+def _network(recipe: Recipe, group: list[Recipe]) -> str:
+    """The network, told as another one of the group and what is added to it where that is so."""
+    for other in group:
+        if recipe.network.startswith(f"{other.network}, "):
+            return f"{other.name} with {recipe.network.removeprefix(f'{other.network}, ')}"
+    return recipe.network
+
+
+def _recipe_row(recipe: Recipe) -> dict[str, Any]:
+    total, trainable = parameter_counts(recipe)
+    return {
+        "name": recipe.name,
+        "source": recipe.source,
+        "published_accuracy": recipe.published.accuracy if recipe.published else None,
+        "published_split": recipe.published.split if recipe.published else None,
+        "parameters": total,
+        "trainable_parameters": trainable,
+    }
+
+
+def parameter_counts(recipe: Recipe) -> tuple[int, int]:
+    """All parameters, as Keras counts them (with batch norm's running mean and variance), and those that are trained.
+
+    Counted without torch, so that the list is printed at once; a test compares it with the networks themselves.
+    """
+    spec = recipe.model
+    inputs, side = INPUT_SHAPE[0], INPUT_SHAPE[1]
+    kernels, normalised = 0, spec.dense
+    for filters in spec.widths:
+        kernels += (inputs * 9 + 1) * filters + (filters * 9 + 1) * filters
+        inputs, side, normalised = filters, side // 2, normalised + 2 * filters
+    kernels += (side * side * inputs + 1) * spec.dense + (spec.dense + 1) * CLASSES
+    each = normalised * 2 if spec.batch_norm else 0
+    return kernels + 2 * each, kernels + each
+
+
+def _published(recipe: Recipe) -> str:
+    return screen.percent(recipe.published.accuracy, 2) if recipe.published else "–"
+
+
+def _layer_table(layers: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column("layer", no_wrap=True)
+    table.add_column("type", no_wrap=True)
+    table.add_column("output", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("multiply-adds", justify="right", no_wrap=True)
+    for layer in layers:
+        shape = " x ".join(str(n) for n in layer["output_shape"])
+        counts = [f"{layer[key]:,}" if layer[key] else "" for key in ("parameters", "multiply_adds")]
+        table.add_row(layer["name"], layer["type"], shape, *counts)
+    return table
+
+
+def _totals(model: Any, layers: list[dict[str, Any]]) -> str:
+    trained = sum(tensor.numel() for tensor in model.parameters())
+    kept = sum(tensor.numel() for tensor in model.buffers() if tensor.is_floating_point())
+    statistics = (
+        f" (and {kept:,} running statistics of batch norm: {trained + kept:,} in all)" if kept else ""
+    )
+    operations = sum(layer["multiply_adds"] for layer in layers)
+    return f"{trained:,} parameters to train{statistics}, {operations:,} multiply-adds a picture"
+
+
+def _settings_table(recipe: Recipe) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column("setting", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    table.add_column("meaning", style="dim")
+    for name, value, meaning in _settings(recipe, ""):
+        table.add_row(name, _escaped(_value(value)), _escaped(meaning))
+    return table
+
+
+def _settings(part: BaseModel, prefix: str) -> Iterator[tuple[str, Any, str]]:
+    from pydantic import BaseModel
+
+    for name, field in type(part).model_fields.items():
+        value = getattr(part, name)
+        if isinstance(value, BaseModel):
+            if name != "published":
+                yield from _settings(value, f"{prefix}{name}.")
+        elif prefix or name in ("batch_size", "epochs", "seed"):
+            yield f"{prefix}{name}", value, field.description or ""
+
+
+def _value(value: Any) -> str:
+    import json
+
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

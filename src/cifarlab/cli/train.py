@@ -1,0 +1,358 @@
+"""`cifarlab train` and `cifarlab resume`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cifarlab.cli import screen
+from cifarlab.cli.data import DataDir, open_source
+from cifarlab.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cifarlab.recipe import Recipe
+    from cifarlab.run import Run
+    from cifarlab.training import EpochDone, Estimate, Job, StepDone
+
+HEADER_EVERY = 25  # lines of epochs
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="One JSON document on stdout instead; progress on stderr.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="FIELD=VALUE", help="Change a setting; `cifarlab show RECIPE` lists them all."
+    ),
+]
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name that `cifarlab recipes` lists.")],
+    data: Annotated[str, typer.Option("--data", metavar="cifar10|demo", help="The data set.")] = "cifar10",
+    data_dir: DataDir = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The run's directory; default runs/<recipe>-s<seed>-<n>."),
+    ] = None,
+    seed: Annotated[
+        str | None, typer.Option("--seed", metavar="N", help="Of weights, order, augmentation.")
+    ] = None,
+    epochs: Annotated[str | None, typer.Option("--epochs", metavar="N", help="Passes over the data.")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")
+    ] = None,
+    settings: Settings = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Measure a few steps, print what it would take, stop.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a recipe into a new run directory. Ctrl-C saves, and `cifarlab resume` goes on.
+
+    \b
+    Examples:
+      cifarlab train demo --data demo
+      cifarlab train vgg3-bn --plan
+      cifarlab train vgg3 --epochs 20 --set optimizer.learning_rate=0.01 --set augment.flip=0.5
+    """
+    from cifarlab.recipe import override
+    from cifarlab.recipes import get_recipe
+
+    chosen = get_recipe(recipe)
+    options = {"seed": seed, "epochs": epochs, "device.name": device}
+    chosen = override(chosen, _overrides(options, settings or []))
+    open_source(data, data_dir)  # fetched here, with a bar, if it has to be
+    from cifarlab.training import estimate, prepare, start
+
+    job = prepare(chosen, data, data_dir)
+    expected = estimate(job)
+    if plan and as_json:
+        screen.write_json(_plan_document(job, expected))
+        return
+    console = screen.open_console(as_json)
+    _print_plan(console, job, expected)
+    if plan:
+        return
+    _follow(console, job, lambda: start(job, out), as_json)
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")],
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", metavar="N", help="The new total, to go beyond the planned end.")
+    ] = None,
+    settings: Settings = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a training that was interrupted, or beyond its planned end.
+
+    \b
+    Examples:
+      cifarlab resume runs/vgg3-s0-1
+      cifarlab resume runs/vgg3-s0-1 --epochs 200
+    """
+    from cifarlab.recipe import parse_assignments
+    from cifarlab.run import Run
+
+    opened = Run(run)
+    overrides = parse_assignments(settings or [])
+    open_source(opened.data["name"], data_dir)
+    from cifarlab.training import reopen
+
+    job, opened = reopen(run, epochs, overrides, data_dir)
+    console = screen.open_console(as_json)
+    done = screen.count(len(opened.metrics), "epoch")
+    about = f"{opened.path}: {job.recipe.name} on {job.source.name}, {done} of {job.recipe.epochs:,} finished"
+    console.print(f"{about}; {_device_text(job)}", markup=False)
+    if job.recipe.data.validation == "test":
+        console.print(f"note: {screen.VALIDATION_IS_TEST}")
+    _follow(console, job, lambda: opened, as_json)
+
+
+def _overrides(options: dict[str, str | None], settings: list[str]) -> dict[str, Any]:
+    """Options and --set as one set of fields, so that every mistake in them is told at once."""
+    from cifarlab.recipe import parse_assignments
+
+    given = parse_assignments([f"{field}={text}" for field, text in options.items() if text is not None])
+    assigned = parse_assignments(settings)
+    twice = [field for field in given if field in assigned]
+    if twice:
+        option = {"device.name": "device"}.get(twice[0], twice[0])
+        raise UserError(f"{twice[0]} is given twice: by --{option} and by --set {twice[0]}")
+    return given | assigned
+
+
+# Before: the plan
+
+
+def _print_plan(console: Console, job: Job, expected: Estimate) -> None:
+    recipe = job.recipe
+    network = f"{recipe.network}; {_parameters(job):,} parameters to train"
+    steps = f"{screen.count(recipe.epochs, 'epoch')} of {screen.count(job.steps_per_epoch, 'step')}"
+    if recipe.published:
+        published = f"{screen.percent(recipe.published.accuracy, 2)} on the {recipe.published.split} set"
+        published += f" after {screen.count(recipe.published.epochs, 'epoch')}"
+    else:
+        published = "nothing"
+    time = f"{screen.duration(expected.elapsed_seconds)} at {expected.images_per_second:,.0f} images/s"
+    lines = {
+        "recipe": f"{recipe.name}, from {recipe.source}",
+        "network": network,
+        "published": published,
+        "data": f"{job.source.name}, found at {job.source.location}",
+        "pictures": f"{job.n_train:,} to train on, {_validation_text(job)}",
+        "training": f"{steps}, {recipe.batch_size:,} pictures a step, seed {recipe.seed}",
+        "device": _device_text(job),
+        "expected": f"{time}: done at {screen.clock_after(expected.elapsed_seconds)}",
+        "needs": f"{screen.size(expected.memory_bytes)} of memory, {screen.size(expected.disk_bytes)} of disk",
+    }
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in lines.items():
+        table.add_row(name, Text(screen.one_line(text)))
+    console.print(table, soft_wrap=False)
+    if recipe.data.validation == "test":
+        console.print(f"note: {screen.VALIDATION_IS_TEST}")
+    console.print()
+
+
+def _validation_text(job: Job) -> str:
+    how = job.recipe.data.validation
+    if how == "none":
+        return "none to validate on"
+    where = {
+        "test": "the TEST SET",
+        "stratified": "cut from the training set, class by class",
+        "first": "the first of the training set",
+        "last": "the last of the training set",
+    }[how]
+    return f"{job.n_validation:,} to validate on: {where}"
+
+
+def _device_text(job: Job) -> str:
+    import torch
+
+    threads = f", {screen.count(torch.get_num_threads(), 'thread')}" if job.device.type == "cpu" else ""
+    return f"{job.device}{threads}, {job.recipe.device.precision}"
+
+
+def _parameters(job: Job) -> int:
+    return sum(parameter.numel() for parameter in job.model.parameters())
+
+
+def _plan_document(job: Job, expected: Estimate) -> dict[str, Any]:
+    import torch
+
+    recipe = job.recipe
+    return {
+        "recipe": recipe.name,
+        "trainable_parameters": _parameters(job),
+        "data": job.source.name,
+        "n_train": job.n_train,
+        "n_validation": job.n_validation,
+        "validation": recipe.data.validation,
+        "epochs": recipe.epochs,
+        "steps_per_epoch": job.steps_per_epoch,
+        "device": str(job.device),
+        "threads": torch.get_num_threads() if job.device.type == "cpu" else None,
+        "elapsed_seconds": expected.elapsed_seconds,
+        "images_per_second": expected.images_per_second,
+        "memory_bytes": expected.memory_bytes,
+        "disk_bytes": expected.disk_bytes,
+    }
+
+
+# While it trains
+
+
+def _follow(console: Console, job: Job, get_run: Any, as_json: bool) -> None:
+    from cifarlab.interrupts import stop_on_signals
+    from cifarlab.run import Run
+    from cifarlab.training import EpochDone, fit
+
+    with _Bar(console) as bar, stop_on_signals(_say_stopping) as stop:
+        run = get_run()
+        console.print(f"run in {run.path}; Ctrl-C saves and stops", markup=False)
+        lines = 0
+        for event in fit(job, run, stop):
+            if isinstance(event, EpochDone):
+                if lines % HEADER_EVERY == 0:
+                    console.print(_epoch_header(job.recipe), style="dim")
+                lines += 1
+                console.print(epoch_line(event.row, event.epochs, event.is_best))
+            bar.update(event)
+    finished = Run(run.path)
+    if as_json:
+        screen.write_json(_result_document(finished))
+    _print_result(console, finished, job)
+
+
+def _say_stopping(signal_number: int) -> None:
+    """From within the signal's handler: straight to the terminal, past every buffer and lock."""
+    os.write(2, b"\r\x1b[2K" * os.isatty(2) + b"finishing the step and saving; once more stops at once\n")
+
+
+def _epoch_header(recipe: Recipe) -> str:
+    validation = {"test": "validation = test set", "none": "no validation"}.get(
+        recipe.data.validation, "validation"
+    )
+    epoch_width = _epoch_width(recipe.epochs)
+    groups = f"{'':{epoch_width}}  {'training':^17}  {validation:^17}  {'learning':>9}"
+    names = f"{'epoch':>{epoch_width}}  {'loss':>8} {'accuracy':>8}  {'loss':>8} {'accuracy':>8}  {'rate':>9}"
+    return f"{groups}\n{names}  {'images/s':>8}  {'seconds':>7}"
+
+
+def epoch_line(row: dict[str, Any], epochs: int, is_best: bool) -> str:
+    """A finished epoch as one line of at most 80 columns, in the columns of `_epoch_header`."""
+    train = f"{screen.number(row['train_loss']):>8} {screen.percent(row['train_accuracy']):>8}"
+    validation = f"{screen.number(row['validation_loss']):>8} {screen.percent(row['validation_accuracy']):>8}"
+    seconds = f"{row['elapsed_seconds']:,.0f}"
+    numbered = f"{row['epoch']}/{epochs}"
+    pace = f"{row['learning_rate']:>9.3g}  {row['images_per_second']:>8,.0f}  {seconds:>7}"
+    return f"{numbered:>{_epoch_width(epochs)}}  {train}  {validation}  {pace}{'  best' if is_best else ''}"
+
+
+def _epoch_width(epochs: int) -> int:
+    return max(5, 2 * len(str(epochs)) + 1)
+
+
+class _Bar:
+    """A progress bar below the lines of epochs, where there is a terminal to draw it on."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress: Any = None
+        if console.is_terminal and not console.is_dumb_terminal:
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            before = TextColumn("epoch {task.fields[epoch]}")
+            after = TextColumn("{task.fields[about]}")
+            self.progress = Progress(before, BarColumn(16), after, console=console, transient=True)
+            self.task = self.progress.add_task("", start=False, total=None, epoch="…", about="starting")
+
+    def __enter__(self) -> _Bar:
+        if self.progress is not None:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def update(self, event: StepDone | EpochDone) -> None:
+        from cifarlab.training import StepDone
+
+        if self.progress is None or not isinstance(event, StepDone):
+            return
+        about = (
+            f"step {event.step_in_epoch:,}/{event.steps_in_epoch:,}  loss {event.loss:.4f}"
+            f"  {event.images_per_second:,.0f} images/s  {screen.duration(event.seconds_left)} left"
+        )
+        done, total = event.step_in_epoch, event.steps_in_epoch
+        self.progress.update(self.task, completed=done, total=total, epoch=event.epoch, about=about)
+
+
+# After: what came out
+
+
+def _result_document(run: Run) -> dict[str, Any]:
+    last = run.metrics[-1]
+    return {
+        "run": str(run.path),
+        "epochs": last["epoch"],
+        "elapsed_seconds": last["elapsed_seconds"],
+        "validation_accuracy": last["validation_accuracy"],
+        "validation_loss": last["validation_loss"],
+    }
+
+
+def _print_result(console: Console, run: Run, job: Job) -> None:
+    from cifarlab.run import CURVES
+
+    rows = run.metrics
+    last, best = rows[-1], run.best_epoch
+    took = screen.duration(last["elapsed_seconds"])
+    early = f", stopped early of {job.recipe.epochs:,}" if last["epoch"] < job.recipe.epochs else ""
+    console.print(
+        f"\n[bold]{run.recipe.name}: {screen.count(last['epoch'], 'epoch')} in {took}{early}[/bold]"
+    )
+    console.print(f"last epoch  {_validated(last, job.recipe)}")
+    if best is not None:
+        console.print(f"best epoch  {_validated(rows[best - 1], job.recipe)}, epoch {best} (lowest loss)")
+    console.print(f"run         {run.path}", markup=False)
+    for what, file in (("weights", run.weights_path(run.default_weights)), ("curves", run.path / CURVES)):
+        console.print(f"{what:10}  {file}", markup=False)
+    console.print("\nNext:")
+    for command in _next_commands(run, job):
+        console.print(f"  {command}", markup=False)
+
+
+def _validated(row: dict[str, Any], recipe: Recipe) -> str:
+    if row["validation_accuracy"] is None:
+        train = f"training accuracy {screen.percent(row['train_accuracy'], 2)}, loss {screen.number(row['train_loss'])}"
+        return f"{train}; nothing was kept to validate on"
+    name = "TEST SET, used as validation:" if recipe.data.validation == "test" else "validation"
+    accuracy = screen.percent(row["validation_accuracy"], 2)
+    return f"{name} accuracy {accuracy}, loss {screen.number(row['validation_loss'])}"
+
+
+def _next_commands(run: Run, job: Job) -> Iterator[str]:
+    from cifarlab.recipe import tied_to_total
+
+    yield f"cifarlab evaluate {run.path}"
+    yield f"cifarlab predict {run.path} PICTURE"
+    if job.source.name == "demo":
+        yield "cifarlab train vgg3 --plan          what the real CIFAR-10 would take"
+    elif not tied_to_total(job.recipe.schedule):
+        yield f"cifarlab resume {run.path} --epochs {2 * len(run.metrics)}"

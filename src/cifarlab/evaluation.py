@@ -1,0 +1,218 @@
+"""Evaluation: the logits of a split once, and every figure from them.
+
+The test set is opened here alone (and by training where a recipe says `data.validation = "test"`), and each time is
+recorded in the run. The logits are stored; the same weights on the same split are answered from them.
+"""
+
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cifarlab import __version__
+from cifarlab.data import Source, open_source
+from cifarlab.environment import choose_device
+from cifarlab.errors import UserError, nearest, one_of
+from cifarlab.recipe import Device
+from cifarlab.run import Run, Weights
+from cifarlab.training import predict_logits
+
+SplitName = Literal["test", "validation", "train"]
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """Of one class: precision, recall and F1, 0..1 (0 where there is nothing to divide by), and its pictures."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a run's weights reach on a split.
+
+    Attributes:
+        run: the run's directory.
+        n: pictures in the split.
+        loss: mean cross-entropy, natural logarithm; None when a logit is not finite.
+        accuracy: 0..1.
+        tta: whether predictions were averaged over changed copies of each picture.
+        classes: in the order of the logits.
+        confusion: counts, `confusion[true][predicted]`.
+        reused: the logits were stored by an earlier evaluation, and no picture was opened for this one.
+        validation_was_test: the recipe used the test set as validation data while it trained.
+    """
+
+    run: str
+    split: str
+    weights: str
+    n: int
+    loss: float | None
+    accuracy: float
+    tta: bool
+    classes: tuple[ClassMetrics, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    reused: bool = field(default=False, compare=False)
+    validation_was_test: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """{run, split, weights, n, loss, accuracy, tta, classes: [{name, precision, recall, f1, n}], confusion}"""
+        content = asdict(self)
+        del content["reused"], content["validation_was_test"]
+        return content
+
+
+def evaluate(
+    run: Run | str | Path,
+    *,
+    split: str = "test",
+    weights: str | None = None,
+    data_dir: str | Path | None = None,
+) -> Evaluation:
+    """Judge a run's weights on a split, and write the result into the run's evaluation.json.
+
+    Network, preparation, class names and validation cut come from the run; pictures come from the data source and are
+    verified against the checksum of the data that the run was trained with.
+
+    Args:
+        run: a run or its directory.
+        split: "test", "validation" or "train" (the pictures trained on, as they are: without augmentation).
+        weights: "best" or "last"; None for those that the run's recipe names.
+        data_dir: the folder of CIFAR-10's batches, or its parent; beats `CIFARLAB_DATA` and the user's cache.
+
+    Raises:
+        UserError: when the run has no such weights or split, something in it is damaged, or the data is other data.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    _check_choice("split", split, get_args(SplitName))
+    if weights is not None:
+        _check_choice("weights", weights, get_args(Weights))
+    if split == "validation" and run.recipe.data.validation == "none":
+        raise UserError(f"{run.path} has no validation split: its recipe says data.validation=none")
+    chosen: Weights = weights or run.default_weights  # type: ignore[assignment]
+    run.load_weights(chosen)  # says what is wrong with them before any picture is opened
+    opened = _opened_split(run, split)
+    stored = _stored_logits(run, opened, chosen)
+    if stored is None:
+        logits, labels = _compute_logits(run, split, chosen, data_dir)
+        result = measure(run, split, chosen, logits, labels, reused=False)
+        _record(run, result, uses_test_set=opened == "test")
+        _store_logits(run, opened, chosen, logits, labels)
+    else:
+        result = measure(run, split, chosen, *stored, reused=True)
+        _record(run, result, uses_test_set=False)
+    return result
+
+
+def measure(
+    run: Run, split: str, weights: str, logits: Tensor, labels: Tensor, *, reused: bool
+) -> Evaluation:
+    """Every figure from float32 logits (N, classes) and int64 labels (N,)."""
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    indices = np.arange(len(run.classes))
+    predicted, true = logits.argmax(1).numpy(), labels.numpy()
+    per_class = precision_recall_fscore_support(true, predicted, labels=indices, zero_division=0)  # type: ignore[arg-type]
+    precision, recall, f1, counts = (np.asarray(values).tolist() for values in per_class)
+    confusion = confusion_matrix(true, predicted, labels=indices).tolist()
+    loss = F.cross_entropy(logits.double(), labels).item()
+    return Evaluation(
+        run=str(run.path),
+        split=split,
+        weights=weights,
+        n=len(true),
+        loss=loss if np.isfinite(loss) else None,
+        accuracy=float((predicted == true).mean()),
+        tta=False,
+        classes=tuple(
+            ClassMetrics(name, *figures)
+            for name, *figures in zip(run.classes, precision, recall, f1, counts, strict=True)
+        ),
+        confusion=tuple(tuple(row) for row in confusion),
+        reused=reused,
+        validation_was_test=run.recipe.data.validation == "test",
+    )
+
+
+def _check_choice(name: str, given: str, allowed: tuple[str, ...]) -> None:
+    if given not in allowed:
+        raise UserError(f"{name} should be {one_of(allowed)}, '{given}' given{nearest(given, allowed)}")
+
+
+def _opened_split(run: Run, split: str) -> str:
+    """The split whose logits answer: with validation = "test" a question about validation is one about the test set."""
+    return "test" if split == "validation" and run.recipe.data.validation == "test" else split
+
+
+def _compute_logits(
+    run: Run, split: str, weights: Weights, data_dir: str | Path | None
+) -> tuple[Tensor, Tensor]:
+    source = open_source(run.data["name"], None if data_dir is None else Path(data_dir))
+    if source.checksum != run.data["checksum"]:
+        raise UserError(
+            f"{run.path} was trained on other data: {run.data['checksum']}, and {source.location} is {source.checksum}"
+        )
+    images, labels = _pictures(run, source, split)
+    device = choose_device(Device(threads=run.recipe.device.threads))
+    model, preparation = run.load_model(weights, str(device)), run.load_preparation(weights)
+    logits = predict_logits(model, preparation, torch.from_numpy(images).to(device))
+    return logits.float().cpu(), torch.from_numpy(labels)
+
+
+def _pictures(run: Run, source: Source, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures uint8 (N, H, W, 3) and labels int64 (N,) of the split as the run cut it."""
+    if _opened_split(run, split) == "test":
+        test = source.load("test")
+        return test.images, test.labels
+    train = source.load("train")
+    validates = np.zeros(len(train.labels), bool)
+    validates[run.data["validation_indices"]] = True
+    chosen = validates if split == "validation" else ~validates
+    return train.images[chosen], train.labels[chosen]
+
+
+# Stored logits: for each kind of weights a tensor, and in the header what it was computed from.
+
+
+def _stored_logits(run: Run, opened: str, weights: Weights) -> tuple[Tensor, Tensor] | None:
+    stored = run.load_logits(opened)
+    if stored is None:
+        return None
+    tensors, header = stored
+    if header["weights_sha256"].get(weights) != run.weights_checksum(weights):
+        return None
+    return tensors[f"logits-{weights}"], tensors["labels"]
+
+
+def _store_logits(run: Run, opened: str, weights: Weights, logits: Tensor, labels: Tensor) -> None:
+    tensors, header = run.load_logits(opened) or ({}, {"weights_sha256": {}})
+    checksums = header["weights_sha256"] | {weights: run.weights_checksum(weights)}
+    tensors = tensors | {f"logits-{weights}": logits, "labels": labels}
+    run.write_logits(opened, tensors, {"weights_sha256": checksums, "data": run.data["checksum"]})
+
+
+def _record(run: Run, result: Evaluation, *, uses_test_set: bool) -> None:
+    content = run.evaluations
+    content.setdefault(result.split, {})[result.weights] = result.to_dict()
+    uses = content.setdefault("test_set_uses", [])
+    if uses_test_set:
+        uses.append(
+            {
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "split": result.split,
+                "weights": result.weights,
+                "weights_sha256": run.weights_checksum(result.weights),  # type: ignore[arg-type]
+                "command": "evaluate",
+                "version": __version__,
+            }
+        )
+    run.write_evaluations(content)
