@@ -22,10 +22,10 @@ SIZES = {"train": 5_000, "test": 2_000}
 SEEDS = {"train": 10, "test": 11}
 # SHA-256 of each split's pictures and then its labels as uint8, and of train and test one after the other.
 CHECKSUMS = {
-    "train": "666fc92b8b5e5f363c40ecbb47746c753d17acf75bbbac02be39f4c39542dde8",
-    "test": "93341192c85eb807791e4a168bc54fe7a92a65271626329bd664d5063d78d062",
+    "train": "d6a43508d2bc01700d7768d531a5070873f20d81e79980f70fd981e7e319fb02",
+    "test": "fa95974c8fa6b528f903fb8b53e040ccdd44824e55ec2e1e60b7e14b96f4e626",
 }
-CHECKSUM = "400a3ea875bd833efdec99f439ebed6668ac405c7ee6b194ec5a42ee51751bef"
+CHECKSUM = "3735a107a3be77c14f0e4a613dc15a6cc0d31e95a6db87d14c43931020a86586"
 
 SIDE = 32  # pixels
 PIXEL = 64  # lengths on a picture are in 1/64 pixel
@@ -197,7 +197,7 @@ def draw(labels: np.ndarray, draws: Draws) -> np.ndarray:
     room = (SIDE // 2 * PIXEL - reach * 7 // 8)[:, None]  # a corner may leave the picture, no more
     centre = SIDE // 2 * PIXEL + room * draws.between(-256, 256, n, 2) // 256
     mirror = 2 * draws.below(2, n) - 1
-    figure = _cover(stencils, labels.astype(np.int32), centre, reach, draws.between(-70, 70, n), mirror)
+    figure = _cover(stencils, labels.astype(np.int32), centre, reach, draws.between(-90, 90, n), mirror)
 
     picture = _ground(draws, n, colour(ground_is_light), colour(ground_is_light))
     picture = clutter(picture, "bar", ground_is_light, anywhere(), 16 * PIXEL)
