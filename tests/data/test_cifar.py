@@ -56,7 +56,11 @@ def test_both_formats_give_the_same_pictures_in_file_order(small, tmp_path, fold
         place = archive_place(small, tmp_path, small.archives[folder], folder)
     else:
         place = folder_place(small, tmp_path, folder)
-    for split, cut in (("train", slice(0, 5 * PER_BATCH)), ("test", slice(5 * PER_BATCH, None))):
+    cuts: dict[cifar.SplitName, slice] = {
+        "train": slice(0, 5 * PER_BATCH),
+        "test": slice(5 * PER_BATCH, None),
+    }
+    for split, cut in cuts.items():
         images, labels = read_split(small.dataset, place, split)
         assert images.dtype == np.uint8 and images.flags.c_contiguous and labels.dtype == np.int64
         assert np.array_equal(images, small.images[cut])
@@ -339,7 +343,11 @@ def test_the_pinned_checksums_are_those_of_cifar10(monkeypatch):
 
     source = open_source("cifar10", Path(REAL))
     parts = []
-    for split, batches in (("train", CIFAR10.layouts[1].train), ("test", CIFAR10.layouts[1].test)):
+    binary: dict[cifar.SplitName, tuple[cifar.BatchFile, ...]] = {
+        "train": cifar.BINARY_LAYOUT.train,
+        "test": cifar.BINARY_LAYOUT.test,
+    }
+    for split, batches in binary.items():
         content = source.load(split)
         images, labels = content.images, content.labels.astype(np.uint8)
         parts += [images, labels]
