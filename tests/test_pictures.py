@@ -28,7 +28,9 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, transpare
     """A PNG as its specification builds it, for what Pillow does not write."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     extra = chunk(b"tRNS", transparency) if transparency else b""
@@ -90,7 +92,9 @@ def test_exif_orientation_is_applied(format: str, orientation: int) -> None:
     np.testing.assert_array_equal(read_picture(in_memory, 32, 32), read_picture(data, 32, 32))
 
 
-@pytest.mark.parametrize("junk", [b"", b"II*\0", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff" + b"\x12\x01" * 20])
+@pytest.mark.parametrize(
+    "junk", [b"", b"II*\0", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff" + b"\x12\x01" * 20]
+)
 def test_broken_exif_is_tolerated_in_silence(junk: bytes) -> None:
     # Pillow warns of such blocks when it opens the file, and warnings are errors here.
     whole = encoded(Image.fromarray(SOURCE), "JPEG", exif=b"Exif\0\0" + junk)
@@ -155,8 +159,12 @@ def test_limits_by_format(monkeypatch: pytest.MonkeyPatch) -> None:
     large = encoded(Image.new("L", (10_000, 9_200), 140), "JPEG")
     np.testing.assert_allclose(read_picture(large, 32, 32), 140, atol=2)
     assert decoded[0] == (5_000, 4_600)  # half the scale brings it under 25 megapixels
-    with pytest.raises(UserError, match=r"too large: 20000 x 20000, 400.0 megapixels; at most 200 for JPEG are allowed"):
-        read_picture(large.replace(struct.pack(">HH", 9_200, 10_000), struct.pack(">HH", 20_000, 20_000), 1), 32, 32)
+    with pytest.raises(
+        UserError, match=r"too large: 20000 x 20000, 400.0 megapixels; at most 200 for JPEG are allowed"
+    ):
+        read_picture(
+            large.replace(struct.pack(">HH", 9_200, 10_000), struct.pack(">HH", 20_000, 20_000), 1), 32, 32
+        )
 
 
 def test_other_formats_are_refused_from_their_header_alone() -> None:
@@ -168,10 +176,14 @@ def test_other_formats_are_refused_from_their_header_alone() -> None:
         "BMP": encoded(small, "BMP").replace(struct.pack("<ii", 40, 24), struct.pack("<ii", 5_001, 5_000)),
         "GIF": gif.replace(struct.pack("<HH", 40, 24), struct.pack("<HH", 5_001, 5_000), 1),
         "GIF frame": gif[: frame + 1] + struct.pack("<4H", 40_000, 40_000, 20_000, 20_000) + gif[frame + 9 :],
-        "WebP": b"RIFF\xff\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + bytes([0x88, 0x13, 0, 0x87, 0x13, 0]) + bytes(9),
+        "WebP": b"RIFF\xff\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0"
+        + bytes([0x88, 0x13, 0, 0x87, 0x13, 0])
+        + bytes(9),
     }
     for name, data in headers.items():
-        with pytest.raises(UserError, match=rf"too large: .* megapixels; at most 25 for {name[:4].strip()} .*200 for JPEG"):
+        with pytest.raises(
+            UserError, match=rf"too large: .* megapixels; at most 25 for {name[:4].strip()} .*200 for JPEG"
+        ):
             read_picture(data, 32, 32)
     for lossless in (True, False):  # the two small headers of WebP, of 30 megapixels' worth
         data = encoded(Image.new("RGB", (6_000, 5_000)), "WEBP", lossless=lossless, method=0)
@@ -255,7 +267,16 @@ def test_an_unreadable_file_has_its_line(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_folders_are_searched_in_order_and_files_taken_as_given(tmp_path: Path) -> None:
-    names = ["b.JPG", "a.png", "sub/c.webp", "sub/deep/d.gif", ".hidden.png", ".cache/e.png", "notes.txt", "sub/f.jpeg"]
+    names = [
+        "b.JPG",
+        "a.png",
+        "sub/c.webp",
+        "sub/deep/d.gif",
+        ".hidden.png",
+        ".cache/e.png",
+        "notes.txt",
+        "sub/f.jpeg",
+    ]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -273,8 +294,12 @@ def test_folders_are_searched_in_order_and_files_taken_as_given(tmp_path: Path) 
 
 def test_what_cannot_be_found_is_named(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
-    with pytest.raises(UserError, match=r"no such file or folder: \S*holyday.jpg; did you mean 'holiday.jpg'\?"):
+    with pytest.raises(
+        UserError, match=r"no such file or folder: \S*holyday.jpg; did you mean 'holiday.jpg'\?"
+    ):
         find_pictures([str(tmp_path / "holyday.jpg")])
     (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match=r"no pictures in the folder \S*none: JPEG, PNG, WebP, GIF or BMP files"):
+    with pytest.raises(
+        UserError, match=r"no pictures in the folder \S*none: JPEG, PNG, WebP, GIF or BMP files"
+    ):
         find_pictures([tmp_path / "none"])
