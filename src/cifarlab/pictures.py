@@ -1,7 +1,7 @@
 """Picture files into arrays, safely: what strangers' files hold is checked before it is decoded.
 
-JPEG, PNG, WebP, GIF (first frame) and BMP are read through Pillow. Everything that uses a network on picture files reads
-them here, so that the same file is the same input everywhere.
+JPEG, PNG, WebP, GIF (first frame) and BMP are read through Pillow. Everything that uses a network on picture files
+reads them here, so that the same file is the same input everywhere.
 """
 
 from __future__ import annotations
