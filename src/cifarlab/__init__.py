@@ -12,6 +12,8 @@ Names are loaded when they are first used, so that importing the package is quic
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cifarlab.process import prepare_environment
+
 if TYPE_CHECKING:
     from cifarlab.errors import DivergedError, Interrupted, UserError
     from cifarlab.evaluation import Evaluation, evaluate
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from cifarlab.training import resume, train
 
 __version__ = "0.1.0"
+
+prepare_environment()  # before torch is loaded
 
 _HOMES = {
     "DivergedError": "errors",

@@ -246,8 +246,10 @@ class Run:
         from safetensors.torch import load
 
         path = self.path / STATE
-        if not path.exists():
+        if not path.exists() and not (self.path / "metrics.jsonl").exists():
             return None
+        if not path.exists():
+            raise UserError(f"{path} is missing, and without it nothing can be resumed; restore it from a copy")
         try:
             content = json.loads(path.read_bytes())
             intact = content.pop("sha256") == _digest(content)

@@ -35,6 +35,7 @@ from cifarlab.optim import (
     state_tensors,
 )
 from cifarlab.preparation import Preparation
+from cifarlab.process import keep_freed_memory
 from cifarlab.recipe import Recipe, override, tied_to_total
 from cifarlab.recipes import get_recipe
 from cifarlab.run import Partial, Row, Run, State, best_epoch, stopped_early
@@ -131,6 +132,7 @@ def prepare(recipe: Recipe, data: str = "cifar10", data_dir: str | Path | None =
     Raises:
         UserError: for data that is missing or damaged, a device that is not there, or a recipe that does not fit.
     """
+    keep_freed_memory()
     device = choose_device(recipe.device)
     source = open_source(data, None if data_dir is None else Path(data_dir))
     train = source.load("train")
@@ -585,7 +587,7 @@ class Pace:
 
     def seconds_left(self, job: Job, step: int) -> float:
         total_steps = job.recipe.epochs * job.steps_per_epoch
-        per_step = (self.step_seconds + self.epoch_seconds) / self.steps
+        per_step = (self.step_seconds + self.epoch_seconds) / max(self.steps, 1)
         epochs_left = job.recipe.epochs - step // job.steps_per_epoch
         return (total_steps - step) * per_step + epochs_left * self.between_epochs_seconds
 

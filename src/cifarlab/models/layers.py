@@ -1,5 +1,7 @@
 """Layers and initial values with the semantics of Keras, which the published systems were written in."""
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 
@@ -11,6 +13,42 @@ class Flatten(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return images.permute(0, 2, 3, 1).flatten(1)
+
+
+class Dropout(nn.Module):
+    """Zeroes each value with probability `rate` in training, and divides the others by 1 - rate.
+
+    On the CPU the mask comes from 16 random bits a value, many times faster than PyTorch's own, which draws them one by
+    one. They are seeded from torch's global generator. The probability is exact to 1 / 65,536, and the division is by the
+    probability that is used, so that the mean is kept exactly.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return values
+        if values.device.type != "cpu":
+            return nn.functional.dropout(values, self.rate)
+        dropped = round(self.rate * 65_536)
+        keep = _random_bits(values.numel()) >= dropped - 32_768  # 16 bits as a signed integer: from -32,768
+        mask = keep.to(values.dtype).mul_(65_536 / (65_536 - dropped))
+        if values.is_contiguous():
+            return values * mask.view(values.shape)
+        mask = mask.view(len(values), *values.shape[2:], values.shape[1]).movedim(-1, 1)  # channels last, as `values`
+        return values * mask
+
+
+def _random_bits(count: int) -> Tensor:
+    """`count` uniform int16."""
+    seed = int(torch.randint(2**62, ()).item())
+    words = np.random.SFC64(seed).random_raw(-(-count // 4))
+    return torch.from_numpy(words.view(np.int16))[:count]
 
 
 def keras_batch_norm(channels: int, *, dimensions: int) -> nn.Module:
@@ -28,8 +66,3 @@ def keras_initialise(layer: nn.Conv2d | nn.Linear, *, kind: str) -> None:
         nn.init.xavier_uniform_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
-
-
-
-
-Dropout = nn.Dropout

@@ -1,0 +1,34 @@
+"""Settings of the process that make training faster on CPUs. They change no result."""
+
+import ctypes
+import os
+import sys
+
+# From glibc's malloc.h
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_LARGEST_MMAP_THRESHOLD_BYTES = 32 << 20
+
+
+def prepare_environment() -> None:
+    """Variables that are read when torch is loaded: call it before the first `import torch`. What is set already stays."""
+    # Transparent huge pages for large tensors (PyTorch, c10/core/impl/alloc_cpu.cpp).
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    # A thread that waits for another one spins for about 0.1 ms, then sleeps: by default it spins for milliseconds, and
+    # where other programs want the cores too a training comes almost to a stand (libgomp manual, GOMP_SPINCOUNT).
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+
+def keep_freed_memory() -> None:
+    """Let malloc reuse the large blocks that every step frees, in place of giving them back and faulting them in again.
+
+    Without it a step of vgg3 takes 5,000 to 9,600 page faults. Does nothing where malloc is not glibc's.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD_BYTES)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

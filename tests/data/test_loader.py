@@ -1,0 +1,55 @@
+"""The stream of batches: every picture once a pass, and the same from any step on."""
+
+import itertools
+
+import numpy as np
+import torch
+
+from cifarlab.data.loader import BatchStream, derived_seed
+from cifarlab.preparation import Preparation
+from cifarlab.recipe import Augment
+
+SCALE = Preparation(4, 4, (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+
+
+def stream(augment: Augment = Augment(), batch_size: int = 8, seed: int = 3) -> BatchStream:
+    images = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1).expand(20, 4, 4, 3).contiguous()
+    return BatchStream(images, torch.arange(20), batch_size, seed, augment, SCALE)
+
+
+def test_a_pass_has_every_picture_once_and_a_short_last_batch() -> None:
+    batches = list(itertools.islice(stream().from_step(0), 6))
+    assert [len(labels) for _, labels in batches] == [8, 8, 4, 8, 8, 4]
+    first, second = (torch.cat([labels for _, labels in batches[part]]) for part in (slice(0, 3), slice(3, 6)))
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(20))
+    assert first.tolist() != second.tolist()
+
+
+def test_pictures_stay_with_their_labels_and_are_prepared() -> None:
+    images, labels = next(stream().from_step(0))
+    assert images.dtype == torch.float32 and images.shape == (8, 3, 4, 4)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(images[:, 0, 0, 0] * 255, labels.float())
+
+
+def test_from_any_step_on_it_is_the_same_stream() -> None:
+    """Epochs of 2 steps over passes of 3 batches drift, as Keras's do; a resume starts anywhere."""
+    augmented = stream(Augment(shift=0.3, flip=0.5))
+    whole = list(itertools.islice(augmented.from_step(0), 12))
+    for step in range(12):
+        for (images, labels), (again, labels_again) in zip(whole[step:], augmented.from_step(step), strict=False):
+            assert torch.equal(images, again) and torch.equal(labels, labels_again)
+
+
+def test_seeds_differ_by_seed_stream_and_index() -> None:
+    places = list(itertools.product(range(3), range(4), range(50)))
+    assert len({derived_seed(*place) for place in places}) == len(places)
+    assert derived_seed(1, 2, 3) == derived_seed(1, 2, 3)
+    assert not torch.equal(next(stream(seed=1).from_step(0))[1], next(stream(seed=2).from_step(0))[1])
+
+
+def test_augmentation_is_drawn_anew_for_each_pass() -> None:
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3), dtype=np.uint8))
+    one = BatchStream(images, torch.zeros(1, dtype=torch.int64), 1, 0, Augment(shift=0.4), SCALE)
+    first, second = itertools.islice(one.from_step(0), 2)
+    assert not torch.equal(first[0], second[0])
