@@ -266,7 +266,11 @@ def test_an_unreadable_file_has_its_line(tmp_path: Path, monkeypatch: pytest.Mon
 # Finding
 
 
-def test_folders_are_searched_in_order_and_files_taken_as_given(tmp_path: Path) -> None:
+def test_folders_are_searched_in_order_and_files_taken_as_given(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "g.bmp").touch()
     names = [
         "b.JPG",
         "a.png",
@@ -276,11 +280,13 @@ def test_folders_are_searched_in_order_and_files_taken_as_given(tmp_path: Path) 
         ".cache/e.png",
         "notes.txt",
         "sub/f.jpeg",
+        "sub/linked/g.bmp",
     ]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "sub" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "sub" / "linked").symlink_to(outside, target_is_directory=True)
     found = find_pictures([tmp_path / "notes.txt", tmp_path])
     assert [str(path.relative_to(tmp_path)) for path in found] == [
         "notes.txt",

@@ -104,7 +104,7 @@ class Predictor:
         """As `predict`, one prediction after the other: any number of pictures in bounded memory."""
         if isinstance(top, bool) or not isinstance(top, int) or top < 1:
             raise UserError(f"top should be a whole number from 1 to {len(self.classes)}, {top!r} given")
-        return self._stream(pictures, min(top, len(self.classes)))
+        return self._stream(pictures, top)
 
     def _probabilities(self, images: np.ndarray) -> np.ndarray:
         """uint8 (N, H, W, 3) of the network's size -> float64 (N, classes); each row sums to 1."""
