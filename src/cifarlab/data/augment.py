@@ -1,8 +1,9 @@
 """Random changes of training pictures: drawn for many pictures at once, applied to whole batches on any device.
 
-Every change is one affine map of the sampling grid about the picture's centre, so that all of rotation, zoom, shift and
-flip cost one bilinear look-up, in float32. Keras's conventions: the centre is (size - 1) / 2, offsets are real-valued, and
-places outside take the nearest edge (keras.preprocessing.image.apply_affine_transform with fill_mode="nearest").
+Every change is one affine map of the places that are looked up, about the picture's centre, so that rotation, zoom,
+shift and flip together cost one bilinear look-up, in float32. Keras's conventions: the centre is (size - 1) / 2,
+offsets are real-valued, and places outside take the nearest edge (`apply_affine_transform` of keras.preprocessing.image
+with fill_mode="nearest").
 """
 
 import math
@@ -22,7 +23,7 @@ class Draws:
 
     shift_y: Tensor  # float32, pixels, downwards
     shift_x: Tensor  # float32, pixels, to the right
-    angle: Tensor  # float32, radians
+    angle: Tensor | None  # float32, radians; None: no picture is rotated
     scale: Tensor  # float32, above 1 shows more of the scene, smaller, as in Keras
     flip: Tensor  # bool, left to right, after everything else
 
@@ -30,10 +31,13 @@ class Draws:
         return len(self.flip)
 
     def slice(self, start: int, stop: int) -> "Draws":
-        return Draws(*[getattr(self, field.name)[start:stop] for field in fields(self)])
+        return Draws(*[None if values is None else values[start:stop] for values in self._values()])
 
     def to(self, device: torch.device | str) -> "Draws":
-        return Draws(*[getattr(self, field.name).to(device) for field in fields(self)])
+        return Draws(*[None if values is None else values.to(device) for values in self._values()])
+
+    def _values(self) -> list:
+        return [getattr(self, field.name) for field in fields(self)]
 
 
 def draw(augment: Augment, n: int, height: int, width: int, seed: int) -> Draws | None:
@@ -45,11 +49,10 @@ def draw(augment: Augment, n: int, height: int, width: int, seed: int) -> Draws 
         return None
     uniform = np.random.Generator(np.random.PCG64(seed)).random((5, n))  # float64, [0, 1)
     symmetric = 2.0 * uniform - 1.0
-    angle = math.radians(augment.rotation)
     return Draws(
         shift_y=_float32(augment.shift * height * symmetric[0]),
         shift_x=_float32(augment.shift * width * symmetric[1]),
-        angle=_float32(angle * symmetric[2]),
+        angle=_float32(math.radians(augment.rotation) * symmetric[2]) if augment.rotation else None,
         scale=_float32(1.0 + augment.zoom * symmetric[3]),
         flip=torch.from_numpy(uniform[4] < augment.flip),
     )
@@ -60,7 +63,7 @@ def _float32(values: np.ndarray) -> Tensor:
 
 
 def apply(images: Tensor, draws: Draws) -> Tensor:
-    """`images` changed as drawn.
+    """`images` changed as drawn. Equal to scipy.ndimage.affine_transform(order=1, mode="nearest") but for rounding.
 
     Args:
         images: (N, C, H, W), uint8 or float, contiguous or channels_last; channels_last is the fast one.
@@ -69,40 +72,83 @@ def apply(images: Tensor, draws: Draws) -> Tensor:
     Returns:
         float32 (N, C, H, W) in the units and the memory format of `images`.
     """
-    n, channels, height, width = images.shape
-    y, x = _sampling_grid(draws, height, width)
-    y0, x0 = y.floor().clamp_(max=max(height - 2, 0)), x.floor().clamp_(max=max(width - 2, 0))
-    down, right = y.sub_(y0).flatten(), x.sub_(x0).flatten()
-    both = down * right
-    weights = torch.stack([1.0 - down - right + both, right - both, down - both, both], dim=1)
-
-    picture = torch.arange(n, dtype=torch.int32, device=images.device).view(n, 1, 1)
-    top_left = ((picture * height + y0.int()) * width + x0.int()).flatten()
-    next_x, next_y = int(width > 1), width * int(height > 1)
-    taps = torch.stack([top_left, top_left + next_x, top_left + next_y, top_left + next_y + next_x], dim=1)
-
-    pixels = images.permute(0, 2, 3, 1).reshape(n * height * width, channels).float()
-    result = F.embedding_bag(
-        taps, pixels, per_sample_weights=weights, mode="sum"
-    )  # a weighted sum of four rows
+    height, width = images.shape[2:]
+    rows, columns = _places(draws, height, width)
+    if draws.angle is None:
+        result = _look_up_lines(images, rows + (height - 1) / 2, columns + (width - 1) / 2)
+    else:
+        cos, sin = draws.angle.cos()[:, None], draws.angle.sin()[:, None]
+        y = (rows * cos + (height - 1) / 2)[:, :, None] - (columns * sin)[:, None, :]
+        x = (rows * sin + (width - 1) / 2)[:, :, None] + (columns * cos)[:, None, :]
+        result = _look_up_places(images, y, x)
     memory_format = torch.contiguous_format if images.is_contiguous() else torch.channels_last
-    return result.view(n, height, width, channels).permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
+    return result.contiguous(memory_format=memory_format)
 
 
-def _sampling_grid(draws: Draws, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Where each pixel of the result is looked up: y (N, H, W) and x (N, H, W), within the picture.
+def _places(draws: Draws, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Where the rows (N, H) and columns (N, W) of the results lie before rotation, in pixels from the centre.
 
-    A picture that is rotated, zoomed, then shifted is looked up through the inverse: rotation @ scale @ (place - shift).
+    The picture is rotated, zoomed, shifted, flipped, so its places are looked up by the inverse, in reverse:
+    rotation @ (scale * (flipped place - shift)).
     """
     device = draws.flip.device
-    center_y, center_x = (height - 1) / 2, (width - 1) / 2
-    rows = torch.arange(height, device=device) - center_y
-    columns = torch.arange(width, device=device) - center_x
+    rows = torch.arange(height, device=device) - (height - 1) / 2
+    columns = torch.arange(width, device=device) - (width - 1) / 2
     mirror = 1.0 - 2.0 * draws.flip
     rows = rows[None, :] - draws.shift_y[:, None]
     columns = columns[None, :] * mirror[:, None] - draws.shift_x[:, None]
-    cos = (draws.scale * draws.angle.cos())[:, None]
-    sin = (draws.scale * draws.angle.sin())[:, None]
-    y = (rows * cos + center_y)[:, :, None] - (columns * sin)[:, None, :]
-    x = (rows * sin + center_x)[:, :, None] + (columns * cos)[:, None, :]
-    return y.clamp_(0, height - 1), x.clamp_(0, width - 1)
+    return rows * draws.scale[:, None], columns * draws.scale[:, None]
+
+
+def _look_up_lines(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """The pictures at rows y (N, H) and columns x (N, W): one matrix product down, one across.
+
+    For pictures of up to some 100 pixels a side up to three times as fast as `_look_up_places` on a CPU.
+    """
+    n, channels, height, width = images.shape
+    pixels = images.permute(0, 2, 1, 3).contiguous().float()  # (N, H, C, W)
+    down = torch.bmm(_line_weights(y), pixels.view(n, height, channels * width))
+    across = torch.bmm(down.view(n, height * channels, width), _line_weights(x).transpose(1, 2))
+    return across.view(n, height, channels, width).permute(0, 2, 1, 3)
+
+
+def _line_weights(places: Tensor) -> Tensor:
+    """(N, L, L): how much of line j of L is in result i, for places (N, L) between the lines or outside them."""
+    length = places.shape[1]
+    distance = places.clamp(0, length - 1)[:, :, None] - torch.arange(length, device=places.device)
+    return distance.abs_().neg_().add_(1.0).clamp_(min=0.0)
+
+
+def _look_up_places(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """The pictures at the places y, x (N, H, W): each a weighted sum of the four nearest pixels."""
+    n, channels, height, width = images.shape
+    y, x = y.clamp_(0, height - 1), x.clamp_(0, width - 1)
+    y0, x0 = y.floor().clamp_(max=max(height - 2, 0)), x.floor().clamp_(max=max(width - 2, 0))
+    pixels = images.permute(0, 2, 3, 1).reshape(n * height * width, channels).float()
+    pixel_numbers = _four_nearest(y0.int(), x0.int())
+    result = F.embedding_bag(
+        pixel_numbers, pixels, per_sample_weights=_four_weights(y - y0, x - x0), mode="sum"
+    )
+    return result.view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _four_nearest(y0: Tensor, x0: Tensor) -> Tensor:
+    """int32 (N * H * W, 4): pixel y0, x0 of each picture, its right and its lower neighbour and the one between.
+
+    Counted through all pictures, row by row. A picture of one row or column is its own neighbour.
+    """
+    n, height, width = y0.shape
+    picture = torch.arange(n, dtype=torch.int32, device=y0.device).view(n, 1, 1)
+    first = ((picture * height + y0) * width + x0).flatten()
+    right, below = int(width > 1), width * int(height > 1)
+    return torch.stack([first, first + right, first + below, first + below + right], dim=1)
+
+
+def _four_weights(down: Tensor, right: Tensor) -> Tensor:
+    """float32 (N * H * W, 4): the bilinear weights of those four pixels, `down` and `right` of the first by 0..1."""
+    weights = down.new_empty((*down.shape, 4))  # filled in place: three times as fast as stacking
+    both = torch.mul(down, right, out=weights[..., 3])
+    lower = torch.sub(down, both, out=weights[..., 2])
+    torch.sub(right, both, out=weights[..., 1])
+    torch.sub(1.0 - right, lower, out=weights[..., 0])
+    return weights.view(-1, 4)
