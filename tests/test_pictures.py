@@ -280,7 +280,6 @@ def test_folders_are_searched_in_order_and_files_taken_as_given(
         ".cache/e.png",
         "notes.txt",
         "sub/f.jpeg",
-        "sub/linked/g.bmp",
     ]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -295,6 +294,7 @@ def test_folders_are_searched_in_order_and_files_taken_as_given(
         "sub/c.webp",
         "sub/deep/d.gif",
         "sub/f.jpeg",
+        "sub/linked/g.bmp",
     ]
 
 
