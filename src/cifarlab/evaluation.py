@@ -18,7 +18,6 @@ from cifarlab import __version__
 from cifarlab.data import Source, open_source
 from cifarlab.environment import choose_device
 from cifarlab.errors import UserError, nearest, one_of
-from cifarlab.recipe import Device
 from cifarlab.run import Run, Weights
 from cifarlab.training import predict_logits
 
@@ -162,7 +161,7 @@ def _compute_logits(
             f"{run.path} was trained on other data: {run.data['checksum']}, and {source.location} is {source.checksum}"
         )
     images, labels = _pictures(run, source, split)
-    device = choose_device(Device(threads=run.recipe.device.threads))
+    device = choose_device(run.recipe.device.model_copy(update={"name": "auto"}))
     model, preparation = run.load_model(weights, str(device)), run.load_preparation(weights)
     logits = predict_logits(model, preparation, torch.from_numpy(images).to(device))
     return logits.float().cpu(), torch.from_numpy(labels)

@@ -18,7 +18,8 @@ from cifarlab.cli import data, evaluate, predict, recipes, train
 from cifarlab.cli.screen import one_line
 from cifarlab.errors import CifarlabError, Interrupted, UserError, nearest
 
-UsageError = typer.BadParameter.__mro__[1]  # typer's own base of every mistake on the command line
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # type: ignore[assignment]  # typer's own base of every mistake on the command line
+NOT_A_NUMBER = "Input should be a valid integer, unable to parse string as an integer"
 BROKEN_PIPE = 128 + 13  # as a shell reports a program that SIGPIPE ended
 
 
@@ -126,7 +127,7 @@ def _usage_message(mistake: Any) -> str:
         options = [name for parameter in context.command.params for name in parameter.opts] if context else []
         text = f"unknown option '{given}'{nearest(given, options)}"
     else:
-        text = mistake.format_message().rstrip(".")
+        text = mistake.format_message().rstrip(".").replace(NOT_A_NUMBER, "should be a whole number")
         text = text[:1].lower() + text[1:]
     return f"{text} (`{path} --help` shows an example)"
 

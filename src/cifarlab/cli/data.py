@@ -154,7 +154,7 @@ def _print_survey(source: Source, shape: tuple[int, ...], counts: dict[str, list
     console.print(
         f"  {len(source.classes)} classes of {height} x {width} pictures, {channels} channels of 8 bits"
     )
-    console.print(f"found     {screen.one_line(source.location)}", markup=False)
+    console.print(f"from      {screen.one_line(source.location)}", markup=False)
     console.print(f"checksum  {source.checksum} (verified)", markup=False)
     for split, per_class in counts.items():
         console.print(f"{split:8s}  {sum(per_class):,} pictures")

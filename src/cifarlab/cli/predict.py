@@ -49,12 +49,12 @@ def predict(
       cifarlab predict runs/vgg3-s0-1 holiday/ --top 1 --csv holiday.csv
     """
     chosen, wanted = _run_and_pictures(paths, run)
-    from cifarlab.pictures import find_pictures
-
-    pictures = find_pictures(wanted)
     from cifarlab.run import Run
 
     opened = Run(chosen)
+    from cifarlab.pictures import find_pictures
+
+    pictures = find_pictures(wanted)
     from cifarlab.prediction import load_predictor, write_csv
 
     predictor = load_predictor(opened)
@@ -118,7 +118,7 @@ def _watched(predictor: Predictor, pictures: list[Path], top: int, *, is_shown: 
 def _print_prediction(console: Console, prediction: Prediction, *, in_full: bool) -> None:
     path = screen.one_line(prediction.path or "")
     if prediction.error is not None:
-        console.print(f"{path}  error: {screen.one_line(prediction.error)}", markup=False, style="red")
+        console.print(f"error: {screen.one_line(prediction.error)}", markup=False, style="red")
     elif in_full:
         console.print(path, markup=False, style="bold")
         width = max(len(ranked.class_name) for ranked in prediction.predictions)

@@ -154,11 +154,9 @@ def _layer_table(layers: list[dict[str, Any]]) -> Any:
 def _totals(model: Any, layers: list[dict[str, Any]]) -> str:
     trained = sum(tensor.numel() for tensor in model.parameters())
     kept = sum(tensor.numel() for tensor in model.buffers() if tensor.is_floating_point())
-    statistics = (
-        f" (and {kept:,} running statistics of batch norm: {trained + kept:,} in all)" if kept else ""
-    )
+    statistics = f", {trained + kept:,} with batch norm's running statistics" if kept else ""
     operations = sum(layer["multiply_adds"] for layer in layers)
-    return f"{trained:,} parameters to train{statistics}, {operations:,} multiply-adds a picture"
+    return f"{trained:,} parameters to train{statistics}\n{operations:,} multiply-adds a picture"
 
 
 def _settings_table(recipe: Recipe) -> Any:

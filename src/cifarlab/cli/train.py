@@ -134,20 +134,25 @@ def _overrides(options: dict[str, str | None], settings: list[str]) -> dict[str,
 
 
 def _print_plan(console: Console, job: Job, expected: Estimate) -> None:
+    from cifarlab.recipes import RECIPES
+
     recipe = job.recipe
-    network = f"{recipe.network}; {_parameters(job):,} parameters to train"
+    changed = recipe.model != RECIPES[recipe.name].model
+    network = (
+        f"{recipe.network}{', changed by --set' if changed else ''}; {_parameters(job):,} parameters to train"
+    )
     steps = f"{screen.count(recipe.epochs, 'epoch')} of {screen.count(job.steps_per_epoch, 'step')}"
     if recipe.published:
         published = f"{screen.percent(recipe.published.accuracy, 2)} on the {recipe.published.split} set"
         published += f" after {screen.count(recipe.published.epochs, 'epoch')}"
     else:
-        published = "nothing"
+        published = None
     time = f"{screen.duration(expected.elapsed_seconds)} at {expected.images_per_second:,.0f} images/s"
     lines = {
         "recipe": f"{recipe.name}, from {recipe.source}",
         "network": network,
         "published": published,
-        "data": f"{job.source.name}, found at {job.source.location}",
+        "data": f"{job.source.name}: {job.source.location}",
         "pictures": f"{job.n_train:,} to train on, {_validation_text(job)}",
         "training": f"{steps}, {recipe.batch_size:,} pictures a step, seed {recipe.seed}",
         "device": _device_text(job),
@@ -161,7 +166,8 @@ def _print_plan(console: Console, job: Job, expected: Estimate) -> None:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in lines.items():
-        table.add_row(name, Text(screen.one_line(text)))
+        if text is not None:
+            table.add_row(name, Text(screen.one_line(text)))
     console.print(table, soft_wrap=False)
     if recipe.data.validation == "test":
         console.print(f"note: {screen.VALIDATION_IS_TEST}")
@@ -279,7 +285,7 @@ class _Bar:
             before = TextColumn("epoch {task.fields[epoch]}")
             after = TextColumn("{task.fields[about]}")
             self.progress = Progress(before, BarColumn(16), after, console=console, transient=True)
-            self.task = self.progress.add_task("", start=False, total=None, epoch="…", about="starting")
+            self.task = self.progress.add_task("", total=None, epoch="…", about="starting")
 
     def __enter__(self) -> _Bar:
         if self.progress is not None:

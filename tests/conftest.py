@@ -1,0 +1,39 @@
+"""Shared fixtures."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cifarlab.run import Run
+
+SMALL = {
+    "model.widths": [4, 8],
+    "model.dense": 16,
+    "data.validation_images": 4400,  # leaves 600 to train on
+    "schedule.name": "constant",
+    "optimizer.learning_rate": 0.02,
+    "epochs": 2,
+    "device.threads": 1,  # faster than two for a network this small
+}
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A small network trained for 2 epochs on 600 of the demo pictures. Copy it before changing anything in it."""
+    from cifarlab import train
+
+    return train("demo", data="demo", out=tmp_path_factory.mktemp("demo") / "run", overrides=SMALL)
+
+
+@pytest.fixture(scope="session")
+def small_settings() -> list[str]:
+    """The settings of `demo_run` for the command line."""
+    return [part for name, value in SMALL.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+
+
+@pytest.fixture
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory is an empty one for the length of the test."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

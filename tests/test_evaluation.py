@@ -1,0 +1,153 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from cifarlab import UserError, evaluate, evaluation, resume, train
+from cifarlab.data import open_source
+from cifarlab.run import Run
+from tests.conftest import SMALL
+
+
+@pytest.fixture
+def run(demo_run: Run, tmp_path: Path) -> Run:
+    shutil.copytree(demo_run.path, tmp_path / "copy")
+    return Run(tmp_path / "copy")
+
+
+def stored(run: Run) -> dict:
+    return json.loads((run.path / "evaluation.json").read_text())
+
+
+def test_validation_figures_are_those_of_training(run: Run) -> None:
+    last = run.metrics[-1]
+    result = evaluate(run, split="validation", weights="last")
+    assert result.n == 4400
+    assert result.loss == pytest.approx(last["validation_loss"], abs=1e-5)
+    assert result.accuracy == last["validation_accuracy"]
+
+
+def test_every_figure_follows_from_the_stored_logits(run: Run) -> None:
+    result = evaluate(run)
+    tensors = load_file(run.path / "logits-test.safetensors")
+    logits, labels = tensors["logits-best"].astype(float), tensors["labels"]
+    assert (labels == open_source("demo").load("test").labels).all()
+    predicted = logits.argmax(1)
+    hits = np.array([((predicted == k) & (labels == k)).sum() for k in range(10)])
+    shown = np.array([(predicted == k).sum() for k in range(10)])
+    true = np.bincount(labels, minlength=10)
+    assert result.accuracy == hits.sum() / len(labels)
+    shifted = logits - logits.max(1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
+    assert result.loss == pytest.approx(losses.mean(), rel=1e-9)
+    for k, each in enumerate(result.classes):
+        assert (each.name, each.n) == (run.classes[k], true[k])
+        assert each.precision == pytest.approx(hits[k] / shown[k] if shown[k] else 0.0)
+        assert each.recall == pytest.approx(hits[k] / true[k])
+        assert each.f1 == pytest.approx(2 * hits[k] / (shown[k] + true[k]))
+        assert result.confusion[k][k] == hits[k]
+        assert sum(result.confusion[k]) == true[k]
+        assert sum(row[k] for row in result.confusion) == shown[k]
+
+
+def test_written_by_split_and_weights(run: Run) -> None:
+    results = [evaluate(run, split=s, weights=w) for s in ("test", "train") for w in ("best", "last")]
+    content = stored(run)
+    for result in results:
+        assert content[result.split][result.weights] == json.loads(json.dumps(result.to_dict()))
+        assert list(result.to_dict()) == [
+            *("run", "split", "weights", "n", "loss", "accuracy", "tta", "classes", "confusion")
+        ]
+    assert [result.n for result in results] == [2000, 2000, 600, 600]
+    tensors = load_file(run.path / "logits-train.safetensors")
+    assert set(tensors) == {"logits-best", "logits-last", "labels"}
+
+
+def test_the_test_set_is_opened_once_for_the_same_weights(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = evaluate(run)
+    uses = stored(run)["test_set_uses"]
+    assert len(uses) == 1
+    assert uses[0]["weights"] == "best"
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "open_source", lambda *_: pytest.fail("the data was opened again"))
+        again = evaluate(run)
+    assert again == first
+    assert (first.reused, again.reused) == (False, True)
+    assert stored(run)["test_set_uses"] == uses
+    evaluate(run, split="validation")
+    assert stored(run)["test_set_uses"] == uses
+
+
+def test_other_weights_open_the_test_set_again(run: Run) -> None:
+    evaluate(run, weights="last")
+    resume(run, epochs=3)
+    again = evaluate(Run(run.path), weights="last")
+    assert not again.reused
+    uses = stored(run)["test_set_uses"]
+    assert len(uses) == 2
+    assert uses[0]["weights_sha256"] != uses[1]["weights_sha256"]
+
+
+def test_other_data_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(run.data, "checksum", "sha256:0")
+    with pytest.raises(UserError, match="trained on other data: sha256:0"):
+        evaluate(run)
+    assert not (run.path / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "tset"}, "split should be test, validation or train, 'tset' given; did you mean 'test'"),
+        ({"weights": "first"}, "weights should be best or last, 'first' given"),
+    ],
+)
+def test_mistyped_choices(run: Run, options: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate(run, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["weights-best.safetensors", "logits-test.safetensors", "data.json"])
+def test_a_flipped_bit_is_found(run: Run, name: str) -> None:
+    evaluate(run)
+    content = bytearray((run.path / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (run.path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        evaluate(Run(run.path))
+
+
+def test_validation_on_the_test_set_counts_as_a_use_of_it(tmp_path: Path) -> None:
+    settings = {**SMALL, "epochs": 1, "data.validation": "test", "batch_size": 500}
+    run = train("demo", data="demo", out=tmp_path / "run", overrides=settings)
+    result = evaluate(run, split="validation")
+    assert (result.n, result.weights, result.validation_was_test) == (2000, "last", True)
+    assert result.accuracy == run.metrics[-1]["validation_accuracy"]
+    assert [use["split"] for use in stored(run)["test_set_uses"]] == ["validation"]
+    assert evaluate(run).reused
+    with pytest.raises(UserError, match="keeps no best weights"):
+        evaluate(run, weights="best")
+
+
+def test_a_run_without_validation_has_no_validation_split(run: Run) -> None:
+    recipe = json.loads((run.path / "recipe.json").read_text())
+    recipe["data"]["validation"] = "none"
+    text = json.dumps(recipe)
+    (run.path / "recipe.json").write_text(text)
+    (run.path / "SHA256SUMS").unlink()
+    with pytest.raises(UserError, match="no validation split"):
+        evaluate(Run(run.path), split="validation")
+
+
+def test_logits_that_are_not_finite_give_no_loss(run: Run) -> None:
+    evaluate(run)
+    path = run.path / "logits-test.safetensors"
+    tensors = load_file(path)
+    header = run.load_logits("test")[1]  # type: ignore[index]
+    tensors["logits-best"][0] = np.nan
+    save_file(tensors, path, metadata={"cifarlab": json.dumps(header)})
+    (run.path / "SHA256SUMS").unlink()
+    assert evaluate(Run(run.path)).loss is None
