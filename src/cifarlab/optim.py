@@ -11,7 +11,7 @@ from cifarlab.recipe import SGD, Adam, AdamW, Optimizer, Regularization, RMSprop
 _SMALLEST_LEARNING_RATE = 1e-20
 
 
-def build_optimizer(spec: Optimizer, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:  # type: ignore[valid-type]
+def build_optimizer(spec: Optimizer, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
     """The optimiser of `spec` over the trainable parameters of `model`.
 
     Kernels (two dimensions or more) get the weight decay, biases and normalisation do not. Parameters that do not
@@ -47,7 +47,7 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 def set_learning_rate(
     optimizer: torch.optim.Optimizer,
-    spec: Optimizer,  # type: ignore[valid-type]
+    spec: Optimizer,
     learning_rate: float,
     step: int,
 ) -> None:
@@ -73,7 +73,7 @@ def _rescale_momentum(optimizer: torch.optim.Optimizer, group: dict, learning_ra
     buffers = [optimizer.state[parameter].get("momentum_buffer") for parameter in group["params"]]
     buffers = [buffer for buffer in buffers if buffer is not None]
     if buffers:
-        torch._foreach_mul_(buffers, group["lr"] / learning_rate)
+        torch._foreach_mul_(buffers, group["lr"] / learning_rate)  # pyright: ignore[reportPrivateImportUsage]
     group["lr"] = learning_rate
 
 

@@ -21,7 +21,7 @@ from cifarlab.recipe import (
 
 
 def learning_rate_factor(
-    schedule: Schedule,  # type: ignore[valid-type]
+    schedule: Schedule,
     *,
     step: int,
     steps_per_epoch: int,

@@ -7,7 +7,8 @@ with fill_mode="nearest").
 """
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,13 +32,14 @@ class Draws:
         return len(self.flip)
 
     def slice(self, start: int, stop: int) -> "Draws":
-        return Draws(*[None if values is None else values[start:stop] for values in self._values()])
+        return self._each(lambda values: values[start:stop])
 
     def to(self, device: torch.device | str) -> "Draws":
-        return Draws(*[None if values is None else values.to(device) for values in self._values()])
+        return self._each(lambda values: values.to(device))
 
-    def _values(self) -> list:
-        return [getattr(self, field.name) for field in fields(self)]
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Draws":
+        angle = None if self.angle is None else change(self.angle)
+        return Draws(change(self.shift_y), change(self.shift_x), angle, change(self.scale), change(self.flip))
 
 
 def draw(augment: Augment, n: int, height: int, width: int, seed: int) -> Draws | None:
