@@ -1,4 +1,4 @@
-"""The networks: parameter counts as published, Keras's semantics, and the same function as the plainest writing of it."""
+"""The networks: parameter counts as published, Keras's semantics, the same function as the plainest writing of it."""
 
 import math
 
@@ -66,7 +66,9 @@ def test_vgg3_is_the_function_that_the_write_up_lists() -> None:
     images = torch.rand(5, 3, 8, 8).to(memory_format=torch.channels_last)
     torch.testing.assert_close(model(images), plain(images))
     expected = torch.autograd.grad(plain(images).square().sum(), list(model.parameters()))
-    torch.testing.assert_close(torch.autograd.grad(model(images).square().sum(), list(model.parameters())), expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(model(images).square().sum(), list(model.parameters())), expected
+    )
 
 
 def test_vgg3_bn_has_its_layers_in_the_write_up_s_order() -> None:
@@ -127,5 +129,7 @@ def test_layers_are_described() -> None:
 
 
 def test_pictures_too_small_for_the_blocks_are_refused() -> None:
-    with pytest.raises(UserError, match="3 blocks halve the picture 3 times and need at least 8x8 pixels, 4x4 given"):
+    with pytest.raises(
+        UserError, match="3 blocks halve the picture 3 times and need at least 8x8 pixels, 4x4 given"
+    ):
         build_model(VGG(), 10, (3, 4, 4))

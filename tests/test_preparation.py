@@ -6,7 +6,9 @@ import torch
 
 from cifarlab.preparation import Preparation
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (50, 6, 5, 3)).astype(np.uint8) // np.array([1, 2, 4], np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (50, 6, 5, 3)).astype(np.uint8) // np.array(
+    [1, 2, 4], np.uint8
+)
 
 
 def prepared(kind: str) -> np.ndarray:

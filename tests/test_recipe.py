@@ -69,7 +69,9 @@ def test_recipes_round_trip_through_json(name: str) -> None:
 def test_overrides_are_converted_and_leave_the_rest() -> None:
     changed = override(
         get_recipe("vgg3"),
-        parse_assignments(["epochs=7", "augment.flip=0.5", "optimizer.name=adam", "data.validation=none", "ema.decay=0.99"]),
+        parse_assignments(
+            ["epochs=7", "augment.flip=0.5", "optimizer.name=adam", "data.validation=none", "ema.decay=0.99"]
+        ),
     )
     assert (changed.epochs, changed.augment.flip, changed.ema.decay) == (7, 0.5, 0.99)
     assert (changed.optimizer.name, changed.optimizer.learning_rate) == ("adam", 0.001)
@@ -97,7 +99,10 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_names() -> None:
 @pytest.mark.parametrize(
     ("assignment", "expected"),
     [
-        ("optimizer.name=adm", "optimizer.name should be sgd, rmsprop, adam or adamw, 'adm' given; did you mean 'adam'?"),
+        (
+            "optimizer.name=adm",
+            "optimizer.name should be sgd, rmsprop, adam or adamw, 'adm' given; did you mean 'adam'?",
+        ),
         ("data.validation=tst", "did you mean 'test'?"),
         ("optimizer.learning_rate=Infinity", "should be a finite number"),
         ("epochs=NaN", "should be a finite number"),
@@ -124,7 +129,10 @@ def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
         get_recipe("vg3-bn")
 
 
-@given(field=st.sampled_from(ALL_FIELDS), value=st.sampled_from([None, True, -1, 10**9, 2.5, "x", [], {}, [1, "a"]]))
+@given(
+    field=st.sampled_from(ALL_FIELDS),
+    value=st.sampled_from([None, True, -1, 10**9, 2.5, "x", [], {}, [1, "a"]]),
+)
 def test_no_value_is_a_bug(field: str, value: object) -> None:
     """Whatever is set, it is a recipe or one line that says why not."""
     try:
@@ -140,7 +148,14 @@ def test_a_damaged_recipe_file_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("name", "tied"),
-    [("constant", False), ("inverse-time", False), ("cosine", True), ("one-cycle", True), ("linear", True), ("plateau", False)],
+    [
+        ("constant", False),
+        ("inverse-time", False),
+        ("cosine", True),
+        ("one-cycle", True),
+        ("linear", True),
+        ("plateau", False),
+    ],
 )
 def test_which_schedules_are_tied_to_the_total(name: str, tied: bool) -> None:
     recipe = override(get_recipe("demo"), {"schedule.name": name})

@@ -67,7 +67,9 @@ def run_in(out: Path, recipe: Recipe) -> Run:
 def test_killed_twenty_times_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     """Twelve kills at random moments, eight in the middle of a write."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cifarlab.training", "torch.utils.tensorboard", "tests.tiny", "cifarlab.figures"])
+    context.set_forkserver_preload(
+        ["cifarlab.training", "torch.utils.tensorboard", "tests.tiny", "cifarlab.figures"]
+    )
     chance = random.Random(0)
     recipe = RECIPE.model_copy(update={"epochs": 24})
 
@@ -132,7 +134,12 @@ def test_a_signal_in_mid_epoch_saves_and_resumes_exactly(tmp_path: Path, steps: 
     "schedule",
     [
         {"schedule.name": "constant"},
-        {"schedule.name": "step", "schedule.epochs": [1], "schedule.factors": [0.1], "schedule.decay_per_step": 0.01},
+        {
+            "schedule.name": "step",
+            "schedule.epochs": [1],
+            "schedule.factors": [0.1],
+            "schedule.decay_per_step": 0.01,
+        },
         {"schedule.name": "inverse-time", "schedule.decay_per_step": 0.01},
     ],
     ids=["constant", "step", "inverse-time"],
@@ -204,7 +211,9 @@ def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
 
-@pytest.mark.parametrize("damage", [flip_bit, cut_short, Path.unlink], ids=["bit-flipped", "cut-short", "missing"])
+@pytest.mark.parametrize(
+    "damage", [flip_bit, cut_short, Path.unlink], ids=["bit-flipped", "cut-short", "missing"]
+)
 @pytest.mark.parametrize("pattern", ["state-*.safetensors", "state.json"])
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage, pattern: str) -> None:
     run = run_in(tmp_path / "run", RECIPE.model_copy(update={"epochs": 1}))

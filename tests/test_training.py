@@ -49,15 +49,20 @@ def test_a_run_explains_itself(tmp_path: Path) -> None:
     files = {str(file.relative_to(run.path)) for file in run.path.rglob("*") if file.is_file()}
     assert {
         "recipe.json", "environment.json", "data.json", "metrics.jsonl", "metrics.csv", "weights-last.safetensors",
-        "weights-best.safetensors", "state.json", "state-000000021.safetensors", "figures/learning-curves.png", "SHA256SUMS",
+        "weights-best.safetensors", "state.json", "state-000000021.safetensors", "SHA256SUMS",
+        "figures/learning-curves.png",
     } <= files  # fmt: skip
     assert any(file.startswith("tensorboard/events") for file in files)
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert [tuple(row) for row in rows] == [METRICS] * 3
     assert [(row["epoch"], row["step"]) for row in rows] == [(1, 7), (2, 14), (3, 21)]
     with (run.path / "metrics.csv").open() as file:
-        assert [float(row["train_loss"]) for row in csv.DictReader(file)] == [row["train_loss"] for row in rows]
-    checked = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=run.path, capture_output=True, text=True)
+        assert [float(row["train_loss"]) for row in csv.DictReader(file)] == [
+            row["train_loss"] for row in rows
+        ]
+    checked = subprocess.run(
+        ["sha256sum", "--check", "SHA256SUMS"], cwd=run.path, capture_output=True, text=True
+    )
     assert checked.returncode == 0, checked.stdout
     with safe_open(run.weights_path("best"), "pt") as weights:
         header = json.loads(weights.metadata()["cifarlab"])
@@ -109,7 +114,9 @@ def test_l2_is_in_the_loss_that_is_trained_and_shown(tmp_path: Path) -> None:
     plain = trained(tmp_path / "plain", small).metrics[0]
     l2 = trained(tmp_path / "l2", {**small, "regularization.l2": 0.01}).metrics[0]
     job = training.prepare(override(RECIPE, small), "demo")
-    kernels = [weight for weight in job.model.parameters() if weight.ndim > 1][:-1]  # hidden: all but the output's
+    kernels = [weight for weight in job.model.parameters() if weight.ndim > 1][
+        :-1
+    ]  # hidden: all but the output's
     penalty = 0.01 * sum(weight.square().sum().item() for weight in kernels)
     assert l2["train_loss"] - plain["train_loss"] == pytest.approx(penalty, rel=1e-4)
     assert l2["validation_loss"] - plain["validation_loss"] == pytest.approx(penalty, rel=1e-4)
@@ -117,7 +124,10 @@ def test_l2_is_in_the_loss_that_is_trained_and_shown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("rounding", "steps"), [("ceil", 8), ("floor", 7)])
 def test_steps_of_an_epoch(rounding: str, steps: int) -> None:
-    assert training.prepare(override(RECIPE, {"data.steps_per_epoch": rounding}), "demo").steps_per_epoch == steps
+    assert (
+        training.prepare(override(RECIPE, {"data.steps_per_epoch": rounding}), "demo").steps_per_epoch
+        == steps
+    )
 
 
 def test_t1_has_782_steps_an_epoch_or_781_with_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +167,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(DivergedError) as caught:
         trained(tmp_path / "run", explosive)
     assert caught.value.exit_code == 3
-    for part in ("step ", "epoch 1", "learning rate 1e+12", "no epoch was finished", "optimizer.learning_rate=1e+11"):
+    for part in (
+        "step ",
+        "epoch 1",
+        "learning rate 1e+12",
+        "no epoch was finished",
+        "optimizer.learning_rate=1e+11",
+    ):
         assert part in str(caught.value)
 
 
@@ -180,7 +196,11 @@ def test_early_stopping() -> None:
 
 
 def test_early_stopping_ends_a_run(tmp_path: Path) -> None:
-    still = {"optimizer.learning_rate": 1e-12, "early_stopping.patience_epochs": 2, "early_stopping.min_delta": 0.5}
+    still = {
+        "optimizer.learning_rate": 1e-12,
+        "early_stopping.patience_epochs": 2,
+        "early_stopping.min_delta": 0.5,
+    }
     run = trained(tmp_path / "run", {**still, "epochs": 9})
     assert len(run.metrics) == 3 and run.is_complete
 
@@ -190,7 +210,9 @@ def test_events_tell_progress_and_time_left(tmp_path: Path, monkeypatch: pytest.
     job = training.prepare(override(RECIPE, {"epochs": 2}), "demo")
     events = list(training.fit(job, training.start(job, tmp_path / "run")))
     steps = [event for event in events if isinstance(event, StepDone)]
-    assert [(event.epoch, event.step_in_epoch) for event in steps] == [(e, s) for e in (1, 2) for s in range(1, 8)]
+    assert [(event.epoch, event.step_in_epoch) for event in steps] == [
+        (e, s) for e in (1, 2) for s in range(1, 8)
+    ]
     assert all(event.steps_in_epoch == 7 and event.seconds_left >= 0 for event in steps)
     assert [event.row["epoch"] for event in events if isinstance(event, EpochDone)] == [1, 2]
     assert events[-1].seconds_left == 0.0
@@ -308,5 +330,7 @@ def test_the_real_data_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(training, "REPORT_SECONDS", 0.0)
     job = training.prepare(get_recipe("vgg1"))
     assert (job.n_train, job.n_validation, job.steps_per_epoch) == (50_000, 10_000, 782)
-    losses = [event.loss for event in itertools.islice(training.fit(job, training.start(job, tmp_path / "run")), 40)]
+    losses = [
+        event.loss for event in itertools.islice(training.fit(job, training.start(job, tmp_path / "run")), 40)
+    ]
     assert losses[-1] < 2.4

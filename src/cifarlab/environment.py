@@ -17,16 +17,22 @@ PACKAGES = ("cifarlab", "torch", "numpy", "safetensors", "pydantic", "pillow")
 
 
 def choose_device(settings: Device) -> torch.device:
-    """The device that `settings.name` asks for; `auto` takes CUDA, then MPS, then the CPU. Sets threads and determinism.
+    """The device that `settings.name` asks for; `auto` takes CUDA, then MPS, then the CPU.
+
+    Sets the number of threads, and determinism on CUDA.
 
     Raises:
         UserError: when the device is not there.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    name = settings.name if settings.name != "auto" else next(name for name, there in available.items() if there)
+    name = (
+        settings.name if settings.name != "auto" else next(name for name, there in available.items() if there)
+    )
     if not available[name]:
         there = ", ".join(name for name, there in available.items() if there)
-        raise UserError(f"device.name is {name}, and this machine or this build of PyTorch has none; it has {there}")
+        raise UserError(
+            f"device.name is {name}, and this machine or this build of PyTorch has none; it has {there}"
+        )
     torch.set_num_threads(settings.threads or available_cores())
     if name == "cuda":
         torch.backends.cudnn.benchmark = not settings.deterministic

@@ -1,6 +1,7 @@
 """The one thing that turns pictures into a network's inputs: in training, evaluation and prediction alike."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -20,11 +21,11 @@ class Preparation:
     std: Channels
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 or float (N, 3, H, W) in 0..255 -> float32 (N, 3, H, W), on the same device and in the same memory format."""
+        """uint8 or float (N, 3, H, W) in 0..255 -> float32 (N, 3, H, W), same device and memory format."""
         images = images.float()
         if any(self.mean):
             images = images - _per_channel(self.mean, images)
-        return images.div_(_per_channel(self.std, images))
+        return images / _per_channel(self.std, images)  # not in place: float pictures are the caller's
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -33,10 +34,7 @@ class Preparation:
     def from_json(cls, text: str) -> "Preparation":
         """Raises ValueError, KeyError or TypeError when `text` is not what `to_json` wrote."""
         content = json.loads(text)
-        mean, std = (tuple(float(value) for value in content[name]) for name in ("mean", "std"))
-        if len(mean) != 3 or len(std) != 3:
-            raise ValueError("mean and std need one number for each of the three channels")
-        return cls(int(content["height"]), int(content["width"]), mean, std)  # type: ignore[arg-type]
+        return cls(content["height"], content["width"], _channels(content["mean"]), _channels(content["std"]))
 
     @classmethod
     def from_training_images(cls, kind: str, images: np.ndarray) -> "Preparation":
@@ -54,7 +52,7 @@ class Preparation:
             # One mean and one deviation over all pixels and channels; T2 adds 1e-7 to the deviation of raw pixels.
             overall = float(mean.mean())
             deviation = float(np.sqrt((std**2 + (mean - overall) ** 2).mean())) + 1e-7
-            return cls(height, width, (overall,) * 3, (deviation,) * 3)
+            return cls(height, width, _channels([overall] * 3), _channels([deviation] * 3))
         assert kind == "standardize-channels", kind
         return cls(height, width, _channels(mean), _channels(np.maximum(std, 1e-7)))
 
@@ -74,6 +72,6 @@ def _pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(np.maximum(counts @ values**2 / pixels - mean**2, 0.0))
 
 
-def _channels(values: np.ndarray) -> Channels:
+def _channels(values: Iterable[float]) -> Channels:
     red, green, blue = (float(value) for value in values)
     return red, green, blue

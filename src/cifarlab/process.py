@@ -11,7 +11,7 @@ _LARGEST_MMAP_THRESHOLD_BYTES = 32 << 20
 
 
 def prepare_environment() -> None:
-    """Variables that are read when torch is loaded: call it before the first `import torch`. What is set already stays."""
+    """Variables that are read when torch is loaded: call it before the first `import torch`. Those set already stay."""
     # Transparent huge pages for large tensors (PyTorch, c10/core/impl/alloc_cpu.cpp).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # A thread that waits for another one spins for about 0.1 ms, then sleeps: by default it spins for milliseconds, and

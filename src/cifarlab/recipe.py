@@ -37,18 +37,25 @@ class Data(Part):
     """How pictures become inputs, and where validation pictures come from."""
 
     preparation: Literal["scale", "center", "standardize", "standardize-channels"] = Field(
-        "scale",
+        default="scale",
         description="scale: pixels / 255; center: minus each channel's mean as well; standardize: one mean and one"
         " deviation over all training pixels and channels; standardize-channels: one of each for every channel",
     )
     validation: Literal["stratified", "first", "last", "none", "test"] = Field(
-        "stratified", description="'test' uses the test set as some write-ups did; every output then says so"
+        default="stratified",
+        description="'test' uses the test set as some write-ups did; every output then says so",
     )
-    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.1, description="of the training set")
-    validation_images: Annotated[int, Field(ge=1)] | None = Field(None, description="beats validation_fraction")
-    validation_seed: Annotated[int, Field(ge=0)] = Field(2020, description="of the stratified cut, apart from `seed`")
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        default=0.1, description="of the training set"
+    )
+    validation_images: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="beats validation_fraction"
+    )
+    validation_seed: Annotated[int, Field(ge=0)] = Field(
+        default=2020, description="of the stratified cut, apart from `seed`"
+    )
     steps_per_epoch: Literal["ceil", "floor"] = Field(
-        "ceil",
+        default="ceil",
         description="images / batch_size rounded up, or down: with floor, passes over the data drift against epochs"
         " as with Keras's steps_per_epoch = n // batch_size over an endless stream",
     )
@@ -57,10 +64,18 @@ class Data(Part):
 class Augment(Part):
     """Random changes of training pictures: one affine map about the picture's centre, then the flip."""
 
-    shift: Fraction = Field(0.0, description="largest shift, as a fraction of height and of width, real-valued")
-    rotation: Annotated[float, Field(ge=0.0, le=180.0)] = Field(0.0, description="largest rotation, degrees")
-    zoom: Fraction = Field(0.0, description="largest change of scale: factor drawn from 1 - zoom to 1 + zoom")
-    flip: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.0, description="probability of a horizontal flip")
+    shift: Fraction = Field(
+        default=0.0, description="largest shift, as a fraction of height and of width, real-valued"
+    )
+    rotation: Annotated[float, Field(ge=0.0, le=180.0)] = Field(
+        default=0.0, description="largest rotation, degrees"
+    )
+    zoom: Fraction = Field(
+        default=0.0, description="largest change of scale: factor drawn from 1 - zoom to 1 + zoom"
+    )
+    flip: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.0, description="probability of a horizontal flip"
+    )
 
 
 class SGD(Part):
@@ -68,8 +83,10 @@ class SGD(Part):
     learning_rate: Positive = 0.01
     momentum: Fraction = 0.0
     nesterov: bool = False
-    weight_decay: NonNegative = Field(0.0, description="coupled, on kernels only (not on biases or batch norm)")
-    clip_norm: Positive | None = Field(None, description="largest norm of the whole gradient")
+    weight_decay: NonNegative = Field(
+        default=0.0, description="coupled, on kernels only (not on biases or batch norm)"
+    )
+    clip_norm: Positive | None = Field(default=None, description="largest norm of the whole gradient")
 
     @model_validator(mode="after")
     def nesterov_needs_momentum(self) -> "SGD":
@@ -85,7 +102,7 @@ class RMSprop(Part):
     learning_rate: Positive = 0.001
     rho: Fraction = 0.9
     epsilon: Positive = 1e-7
-    weight_decay: NonNegative = Field(0.0, description="coupled, on kernels only")
+    weight_decay: NonNegative = Field(default=0.0, description="coupled, on kernels only")
     clip_norm: Positive | None = None
 
 
@@ -97,7 +114,7 @@ class Adam(Part):
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.999
     epsilon: Positive = 1e-7
-    weight_decay: NonNegative = Field(0.0, description="coupled, on kernels only")
+    weight_decay: NonNegative = Field(default=0.0, description="coupled, on kernels only")
     clip_norm: Positive | None = None
 
 
@@ -109,7 +126,7 @@ class AdamW(Part):
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.999
     epsilon: Positive = 1e-8
-    weight_decay: NonNegative = Field(0.01, description="decoupled, on kernels only")
+    weight_decay: NonNegative = Field(default=0.01, description="decoupled, on kernels only")
     clip_norm: Positive | None = None
 
 
@@ -131,7 +148,9 @@ class Step(Part):
     @model_validator(mode="after")
     def epochs_rise_and_match(self) -> "Step":
         if len(self.epochs) != len(self.factors):
-            raise ValueError(f"needs one factor for each epoch: {len(self.epochs)} epochs, {len(self.factors)} factors")
+            raise ValueError(
+                f"needs one factor for each epoch: {len(self.epochs)} epochs, {len(self.factors)} factors"
+            )
         if list(self.epochs) != sorted(set(self.epochs)):
             raise ValueError(f"epochs must rise, {list(self.epochs)} given")
         return self
@@ -194,13 +213,18 @@ class Plateau(Part):
 
 
 Schedule = Annotated[
-    Union[Constant, Step, InverseTime, Cosine, Cyclical, OneCycle, Linear, Plateau], Field(discriminator="name")
+    Union[Constant, Step, InverseTime, Cosine, Cyclical, OneCycle, Linear, Plateau],
+    Field(discriminator="name"),
 ]
 
 
 class Regularization(Part):
-    l2: NonNegative = Field(0.0, description="c of c * sum(w^2), added to the loss that is trained and shown")
-    l2_layers: Literal["hidden", "convolutions", "all"] = Field("hidden", description="hidden: all but the last layer")
+    l2: NonNegative = Field(
+        default=0.0, description="c of c * sum(w^2), added to the loss that is trained and shown"
+    )
+    l2_layers: Literal["hidden", "convolutions", "all"] = Field(
+        default="hidden", description="hidden: all but the last layer"
+    )
 
 
 class Loss(Part):
@@ -210,11 +234,13 @@ class Loss(Part):
 class EMA(Part):
     """An exponential moving average of the weights, used in place of them for validation and saved weights."""
 
-    decay: Fraction | None = Field(None, description="none for no average")
+    decay: Fraction | None = Field(default=None, description="none for no average")
 
 
 class EarlyStopping(Part):
-    patience_epochs: Epochs | None = Field(None, description="epochs without a lower validation loss; none: never stop")
+    patience_epochs: Epochs | None = Field(
+        default=None, description="epochs without a lower validation loss; none: never stop"
+    )
     min_delta: NonNegative = 0.0
 
 
@@ -222,10 +248,16 @@ class Device(Part):
     """Where and how the arithmetic is done."""
 
     name: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: mixed precision by autocast")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="bfloat16: mixed precision by autocast"
+    )
     channels_last: bool = True
-    deterministic: bool = Field(False, description="on CUDA, at some cost in speed; on CPU runs always are")
-    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(None, description="CPU threads; none: all cores")
+    deterministic: bool = Field(
+        default=False, description="on CUDA, at some cost in speed; on CPU runs always are"
+    )
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None, description="CPU threads; none: all cores"
+    )
 
 
 class Recipe(Part):
@@ -233,10 +265,12 @@ class Recipe(Part):
 
     name: str
     source: str = Field(description="where the method comes from: author, title, year")
-    notes: str = Field("", description="what was reconstructed, and what a reader must know")
+    notes: str = Field(default="", description="what was reconstructed, and what a reader must know")
     published: Published | None = None
     network: str = Field(description="the network in short, for people")
-    parameters: int | None = Field(None, description="numbers to learn, as published for the recipe's own network")
+    parameters: int | None = Field(
+        default=None, description="numbers to learn, as published for the recipe's own network"
+    )
     model: ModelSpec
     data: Data = Data()
     augment: Augment = Augment()
@@ -315,7 +349,9 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     for assignment in assignments:
         field, equals, text = assignment.partition("=")
         if not equals or not field.strip():
-            raise UserError(f"--set needs field=value, '{assignment}' given; for example --set optimizer.learning_rate=0.01")
+            raise UserError(
+                f"--set needs field=value, '{assignment}' given; for example --set optimizer.learning_rate=0.01"
+            )
         try:
             value = json.loads(text)
         except ValueError:
@@ -349,7 +385,7 @@ def _place(content: dict[str, Any], field: str, value: Any) -> str | None:
     if field == "name":
         return "name cannot be set: it says which recipe this is"
     if leaf not in allowed:
-        return _unknown(field, field, {name: None for name in allowed}, parents)
+        return _unknown(field, field, dict.fromkeys(allowed), parents)
     if isinstance(node.get(leaf), dict):
         return f"{field} is a group of fields, set one of {one_of(f'{field}.{name}' for name in node[leaf])}"
     if named and node["name"] != value:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Weights = Literal["best", "last"]
 Row = dict[str, Any]
-METRICS = (
+METRICS: tuple[str, ...] = (
     "epoch",
     "step",
     "train_loss",
@@ -110,7 +110,9 @@ class Run:
         return f"Run({str(self.path)!r})"
 
     @classmethod
-    def create(cls, path: Path | None, recipe: Recipe, environment: dict[str, Any], data: dict[str, Any]) -> "Run":
+    def create(
+        cls, path: Path | None, recipe: Recipe, environment: dict[str, Any], data: dict[str, Any]
+    ) -> "Run":
         """A new run directory at `path`, or at `runs/<recipe>-s<seed>-<n>`.
 
         Raises:
@@ -209,8 +211,8 @@ class Run:
     def _why_no_weights(self, weights: Weights) -> str:
         if weights == "best" and self.default_weights == "last":
             return (
-                f"{self.path} keeps no best weights: with data.validation={self.recipe.data.validation} nothing is chosen"
-                " by validation loss; use the last"
+                f"{self.path} keeps no best weights: with data.validation={self.recipe.data.validation} nothing is"
+                " chosen by validation loss; use the last"
             )
         return f"{self.path} has no {weights} weights yet: `cifarlab resume {self.path}` goes on with its training"
 
@@ -227,7 +229,9 @@ class Run:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"another training is running in {self.path}: wait for it, or give another --out") from None
+                raise UserError(
+                    f"another training is running in {self.path}: wait for it, or give another --out"
+                ) from None
             for cut_off in self.path.glob(".*.tmp"):
                 cut_off.unlink(missing_ok=True)
             yield
@@ -249,7 +253,9 @@ class Run:
         if not path.exists() and not (self.path / "metrics.jsonl").exists():
             return None
         if not path.exists():
-            raise UserError(f"{path} is missing, and without it nothing can be resumed; restore it from a copy")
+            raise UserError(
+                f"{path} is missing, and without it nothing can be resumed; restore it from a copy"
+            )
         try:
             content = json.loads(path.read_bytes())
             intact = content.pop("sha256") == _digest(content)
@@ -258,13 +264,17 @@ class Run:
         if not intact:
             raise UserError(f"{path} is damaged: it does not match its own checksum; restore it from a copy")
         if content["training"] != _training_digest(self.recipe):
-            raise UserError(f"{path} belongs to another recipe than {self.path / RECIPE}: it cannot be resumed")
+            raise UserError(
+                f"{path} belongs to another recipe than {self.path / RECIPE}: it cannot be resumed"
+            )
         tensors = self.path / content["file"]
         if not tensors.exists():
             raise UserError(f"{tensors} is missing: {STATE} names it; restore it from a copy")
         bytes_read = tensors.read_bytes()
         if hashlib.sha256(bytes_read).hexdigest() != content["file_sha256"]:
-            raise UserError(f"{tensors} is damaged: its checksum is not the one in {STATE}; restore it from a copy")
+            raise UserError(
+                f"{tensors} is damaged: its checksum is not the one in {STATE}; restore it from a copy"
+            )
         partial = Partial(**content["partial"])
         return State(content["step"], content["rows"], partial, content["elapsed_seconds"]), load(bytes_read)
 
@@ -334,7 +344,7 @@ class Run:
 
     @property
     def evaluations(self) -> dict[str, Any]:
-        """evaluation.json: {split: {weights: evaluation}, "test_set_uses": [...]}; empty before the first evaluation."""
+        """evaluation.json: {split: {weights: evaluation}, "test_set_uses": [...]}; empty before the first one."""
         return self._read_json(EVALUATION) if (self.path / EVALUATION).exists() else {}
 
     def write_evaluations(self, content: dict[str, Any]) -> None:
@@ -362,7 +372,9 @@ class Run:
         try:
             return json.loads(self._read(name))
         except ValueError:
-            raise UserError(f"{self.path / name} is not JSON: it is damaged; restore it from a copy") from None
+            raise UserError(
+                f"{self.path / name} is not JSON: it is damaged; restore it from a copy"
+            ) from None
 
     def _read(self, name: str) -> bytes:
         """The bytes of a published file, checked against SHA256SUMS."""
@@ -394,7 +406,7 @@ class Run:
     def _set_sums(self, changes: Mapping[str, str | None]) -> None:
         with _open_lock(self.path / SUMS_LOCK) as descriptor:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            sums = self._sums() | changes
+            sums: dict[str, str | None] = {**self._sums(), **changes}
             lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items()) if digest]
             write_atomic(self.path / SUMS, "".join(lines).encode())
 
@@ -422,7 +434,9 @@ def _make_directory(path: Path | None, recipe: Recipe) -> Path:
     except OSError as error:
         raise UserError(f"--out {path or 'runs'} cannot be written: {error.strerror}") from None
     if is_run(path):
-        raise UserError(f"--out {path} already holds a run: `cifarlab resume {path}` goes on with it, or give another")
+        raise UserError(
+            f"--out {path} already holds a run: `cifarlab resume {path}` goes on with it, or give another"
+        )
     if used:
         raise UserError(f"--out {path} is not empty: give a new folder")
     return path
@@ -441,7 +455,9 @@ def _make_numbered(parent: Path, stem: str) -> Path:
 
 def _training_digest(recipe: Recipe) -> str:
     """Of everything in a recipe that a state depends on: not the plan (epochs, schedule, early stopping) or device."""
-    content = recipe.model_dump(mode="json", exclude={"epochs", "schedule", "early_stopping", "device", "published"})
+    content = recipe.model_dump(
+        mode="json", exclude={"epochs", "schedule", "early_stopping", "device", "published"}
+    )
     return _digest(content)
 
 

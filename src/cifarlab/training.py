@@ -151,7 +151,7 @@ def prepare(recipe: Recipe, data: str = "cifar10", data_dir: str | Path | None =
         labels=torch.tensor(train.labels[chosen], device=device),
         batch_size=recipe.batch_size,
         seed=recipe.seed,
-        augment=recipe.augment,
+        augmentation=recipe.augment,
         preparation=preparation,
     )
     held_out_split = source.load("test") if settings.validation == "test" else None
@@ -174,7 +174,9 @@ def prepare(recipe: Recipe, data: str = "cifar10", data_dir: str | Path | None =
     )
 
 
-def _new_model(recipe: Recipe, classes: int, input_shape: tuple[int, int, int], device: torch.device) -> nn.Module:
+def _new_model(
+    recipe: Recipe, classes: int, input_shape: tuple[int, int, int], device: torch.device
+) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(recipe.seed, WEIGHTS, 0))
         model = build_model(recipe.model, classes, input_shape)
@@ -279,7 +281,9 @@ def reopen(
     overrides: Mapping[str, Any] | None = None,
     data_dir: str | Path | None = None,
 ) -> tuple[Job, Run]:
-    """The job of an existing run, to go on with. `epochs` is the new total; `overrides` may set schedule, early stopping, device.
+    """The job of an existing run, to go on with.
+
+    `epochs` is the new total; `overrides` may set schedule, early_stopping and device.
 
     Raises:
         UserError: when the run or its data are damaged, or the plan cannot be changed in this way.
@@ -299,16 +303,21 @@ def _replanned(run: Run, epochs: int | None, overrides: dict[str, Any]) -> Recip
     recipe = run.recipe
     fixed = [name for name in overrides if name.split(".")[0] not in ("schedule", "early_stopping", "device")]
     if fixed:
-        raise UserError(f"{', '.join(fixed)} cannot change on resume: only epochs, schedule, early_stopping and device can")
+        raise UserError(
+            f"{', '.join(fixed)} cannot change on resume: only epochs, schedule, early_stopping and device can"
+        )
     if epochs is not None:
         finished = len(run.metrics)
         if epochs < finished:
-            raise UserError(f"--epochs {epochs} is less than the {finished} epochs that {run.path} has finished")
+            raise UserError(
+                f"--epochs {epochs} is less than the {finished} epochs that {run.path} has finished"
+            )
         schedule_set = any(name.startswith("schedule.") for name in overrides)
         if epochs != recipe.epochs and tied_to_total(recipe.schedule) and not schedule_set:
             raise UserError(
-                f"the schedule {recipe.schedule.name} is tied to the total of {recipe.epochs} epochs: another total would"
-                " have had other rates from the start; set the schedule again, for example --set schedule.name=constant"
+                f"the schedule {recipe.schedule.name} is tied to the total of {recipe.epochs} epochs: another total"
+                " would have had other rates from the start; set the schedule again, for example"
+                " --set schedule.name=constant"
             )
         overrides["epochs"] = epochs
     return override(recipe, overrides) if overrides else recipe
@@ -510,7 +519,11 @@ def _restore(job: Job, run: Run) -> State:
 
 
 def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
+    return {
+        name.removeprefix(f"{part}."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{part}.")
+    }
 
 
 def _publish(job: Job, run: Run, rows: list[Row]) -> None:

@@ -20,7 +20,9 @@ def stream(augment: Augment = Augment(), batch_size: int = 8, seed: int = 3) -> 
 def test_a_pass_has_every_picture_once_and_a_short_last_batch() -> None:
     batches = list(itertools.islice(stream().from_step(0), 6))
     assert [len(labels) for _, labels in batches] == [8, 8, 4, 8, 8, 4]
-    first, second = (torch.cat([labels for _, labels in batches[part]]) for part in (slice(0, 3), slice(3, 6)))
+    first, second = (
+        torch.cat([labels for _, labels in batches[part]]) for part in (slice(0, 3), slice(3, 6))
+    )
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(20))
     assert first.tolist() != second.tolist()
 
@@ -37,7 +39,9 @@ def test_from_any_step_on_it_is_the_same_stream() -> None:
     augmented = stream(Augment(shift=0.3, flip=0.5))
     whole = list(itertools.islice(augmented.from_step(0), 12))
     for step in range(12):
-        for (images, labels), (again, labels_again) in zip(whole[step:], augmented.from_step(step), strict=False):
+        for (images, labels), (again, labels_again) in zip(
+            whole[step:], augmented.from_step(step), strict=False
+        ):
             assert torch.equal(images, again) and torch.equal(labels, labels_again)
 
 

@@ -37,7 +37,7 @@ class BatchStream:
     labels: Tensor
     batch_size: int
     seed: int
-    augment: Augment
+    augmentation: Augment
     preparation: Preparation
 
     @property
@@ -45,7 +45,8 @@ class BatchStream:
         return math.ceil(len(self.labels) / self.batch_size)
 
     def from_step(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Prepared pictures float32 (B, 3, H, W), channels last in memory, and labels int64 (B,), from global step `step` on."""
+        """The batches from global step `step` on: prepared pictures float32 (B, 3, H, W), channels last in memory, and
+        labels int64 (B,)."""
         one_pass, position = divmod(step, self.batches_per_pass)
         while True:
             order, draws = self._plan(one_pass)
@@ -63,5 +64,7 @@ class BatchStream:
         count, height, width, _ = self.images.shape
         rng = np.random.Generator(np.random.PCG64(derived_seed(self.seed, ORDER, one_pass)))
         order = torch.from_numpy(rng.permutation(count)).to(self.images.device)
-        draws = augment.draw(self.augment, count, height, width, seed=derived_seed(self.seed, AUGMENT, one_pass))
+        draws = augment.draw(
+            self.augmentation, count, height, width, seed=derived_seed(self.seed, AUGMENT, one_pass)
+        )
         return order, None if draws is None else draws.to(self.images.device)

@@ -18,9 +18,9 @@ class Flatten(nn.Module):
 class Dropout(nn.Module):
     """Zeroes each value with probability `rate` in training, and divides the others by 1 - rate.
 
-    On the CPU the mask comes from 16 random bits a value, many times faster than PyTorch's own, which draws them one by
-    one. They are seeded from torch's global generator. The probability is exact to 1 / 65,536, and the division is by the
-    probability that is used, so that the mean is kept exactly.
+    On the CPU the mask comes from 16 random bits a value, many times faster than PyTorch's own, which draws them one
+    by one. They are seeded from torch's global generator. The probability is exact to 1 / 65,536, and the division is
+    by the probability that is used, so that the mean is kept exactly.
     """
 
     def __init__(self, rate: float) -> None:
@@ -40,7 +40,9 @@ class Dropout(nn.Module):
         mask = keep.to(values.dtype).mul_(65_536 / (65_536 - dropped))
         if values.is_contiguous():
             return values * mask.view(values.shape)
-        mask = mask.view(len(values), *values.shape[2:], values.shape[1]).movedim(-1, 1)  # channels last, as `values`
+        mask = mask.view(len(values), *values.shape[2:], values.shape[1]).movedim(
+            -1, 1
+        )  # channels last, as `values`
         return values * mask
 
 
@@ -52,7 +54,10 @@ def _random_bits(count: int) -> Tensor:
 
 
 def keras_batch_norm(channels: int, *, dimensions: int) -> nn.Module:
-    """Keras's momentum 0.99 is PyTorch's 0.01; its epsilon is 1e-3. The running variance is n/(n-1) of the batch's, as in Keras 2."""
+    """Keras's momentum of 0.99 is PyTorch's 0.01; its epsilon is 1e-3.
+
+    The running variance takes n/(n-1) of the batch's, as in Keras 2.
+    """
     kind = nn.BatchNorm2d if dimensions == 4 else nn.BatchNorm1d
     return kind(channels, momentum=0.01, eps=1e-3)
 

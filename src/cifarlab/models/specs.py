@@ -22,11 +22,15 @@ class VGG(Spec):
     """
 
     name: Literal["vgg"] = "vgg"
-    widths: tuple[Width, ...] = Field((32, 64, 128), min_length=1, max_length=5, description="filters of each block")
-    dense: Width = Field(128, description="units of the hidden dense layer")
-    pool_dropout: tuple[Rate, ...] = Field((), description="dropout rate after each pool; empty for none")
-    dense_dropout: Rate = Field(0.0, description="dropout rate after the hidden dense layer")
-    batch_norm: bool = Field(False, description="batch normalisation after every ReLU")
+    widths: tuple[Width, ...] = Field(
+        default=(32, 64, 128), min_length=1, max_length=5, description="filters of each block"
+    )
+    dense: Width = Field(default=128, description="units of the hidden dense layer")
+    pool_dropout: tuple[Rate, ...] = Field(
+        default=(), description="dropout rate after each pool; empty for none"
+    )
+    dense_dropout: Rate = Field(default=0.0, description="dropout rate after the hidden dense layer")
+    batch_norm: bool = Field(default=False, description="batch normalisation after every ReLU")
 
     @model_validator(mode="after")
     def one_rate_for_each_pool(self) -> "VGG":

@@ -39,7 +39,11 @@ def _recipe(
         network=network,
         parameters=parameters,
         model=model,
-        data=Data(preparation="scale", validation="test", steps_per_epoch="floor" if augment != Augment() else "ceil"),
+        data=Data(
+            preparation="scale",
+            validation="test",
+            steps_per_epoch="floor" if augment != Augment() else "ceil",
+        ),
         augment=augment,
         optimizer=SGD(learning_rate=0.001, momentum=0.9),
         regularization=regularization,

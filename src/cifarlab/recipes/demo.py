@@ -1,7 +1,7 @@
 """The recipe that shows the whole way through on the embedded `demo` pictures in under a minute."""
 
 from cifarlab.models.specs import VGG
-from cifarlab.recipe import Augment, Cosine, Data, Recipe, SGD
+from cifarlab.recipe import SGD, Augment, Cosine, Data, Recipe
 
 RECIPES = (
     Recipe(
