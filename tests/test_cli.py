@@ -521,13 +521,13 @@ def test_every_output_says_that_validation_was_the_test_set(
     ],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert screen.duration(seconds) == text
+    assert text.duration(seconds) == text
 
 
 def test_sizes_and_bars() -> None:
-    sizes = [screen.size(n) for n in (0, 999, 999_600, 1_234_000, 99_960_000, 2_000_000_000)]
+    sizes = [text.size(n) for n in (0, 999, 999_600, 1_234_000, 99_960_000, 2_000_000_000)]
     assert sizes == ["0 B", "999 B", "1.0 MB", "1.2 MB", "100 MB", "2.0 GB"]
-    assert [screen.bar(fraction, 4) for fraction in (0.0, 1 / 32, 0.5, 1.0, 1.5)] == [
+    assert [text.bar(fraction, 4) for fraction in (0.0, 1 / 32, 0.5, 1.0, 1.5)] == [
         "",
         "▏",
         "██",
@@ -538,5 +538,5 @@ def test_sizes_and_bars() -> None:
 
 def test_the_clock_names_the_day_when_it_is_another_one() -> None:
     noon = time.mktime((2026, 1, 13, 12, 0, 0, 0, 0, -1))
-    assert screen.clock_after(3600, noon) == "13:00"
-    assert screen.clock_after(86400, noon).endswith("14 Jan, 12:00")
+    assert text.clock_after(3600, noon) == "13:00"
+    assert text.clock_after(86400, noon).endswith("14 Jan, 12:00")
