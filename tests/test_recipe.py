@@ -85,6 +85,13 @@ def test_another_network_has_no_published_number_of_parameters() -> None:
     assert override(get_recipe("vgg3"), {"model.widths": [16, 32]}).parameters is None
 
 
+def test_another_device_keeps_the_other_settings_of_the_device() -> None:
+    changed = override(get_recipe("vgg3"), {"device.threads": 1, "device.name": "cpu"})
+    assert (changed.device.name, changed.device.threads) == ("cpu", 1)
+    again = override(changed, {"device.name": "auto"})
+    assert (again.device.name, again.device.threads) == ("auto", 1)
+
+
 def test_all_mistakes_are_told_at_once_with_the_nearest_names() -> None:
     text = mistake("vgg3-bn", "epochs=0", "batch_size=-3", "augment.flp=0.2", "model.batch_norm=perhaps")
     for part in (

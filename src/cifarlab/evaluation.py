@@ -200,18 +200,19 @@ def _store_logits(run: Run, opened: str, weights: Weights, logits: Tensor, label
 
 
 def _record(run: Run, result: Evaluation, *, uses_test_set: bool) -> None:
-    content = run.evaluations
-    content.setdefault(result.split, {})[result.weights] = result.to_dict()
-    uses = content.setdefault("test_set_uses", [])
-    if uses_test_set:
-        uses.append(
-            {
-                "time": datetime.now(UTC).isoformat(timespec="seconds"),
-                "split": result.split,
-                "weights": result.weights,
-                "weights_sha256": run.weights_checksum(result.weights),  # type: ignore[arg-type]
-                "command": "evaluate",
-                "version": __version__,
-            }
-        )
-    run.write_evaluations(content)
+    def change(content: dict[str, Any]) -> None:
+        content.setdefault(result.split, {})[result.weights] = result.to_dict()
+        uses = content.setdefault("test_set_uses", [])
+        if uses_test_set:
+            uses.append(
+                {
+                    "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "split": result.split,
+                    "weights": result.weights,
+                    "weights_sha256": run.weights_checksum(result.weights),  # type: ignore[arg-type]
+                    "command": "evaluate",
+                    "version": __version__,
+                }
+            )
+
+    run.update_evaluations(change)

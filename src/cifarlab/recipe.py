@@ -269,7 +269,10 @@ class Recipe(Part):
     published: Published | None = None
     network: str = Field(description="the network in short, for people")
     parameters: int | None = Field(
-        default=None, description="numbers to learn, as published for the recipe's own network"
+        default=None, description="of the recipe's own network, as Keras counts them"
+    )
+    trainable_parameters: int | None = Field(
+        default=None, description="without batch norm's running statistics"
     )
     model: ModelSpec
     data: Data = Data()
@@ -316,7 +319,7 @@ def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
         if mistake:
             mistakes.append(mistake)
     if content["model"] != recipe.model.model_dump(mode="json"):
-        content["parameters"] = None  # published for the recipe's own network
+        content["parameters"] = content["trainable_parameters"] = None  # they are of the recipe's own network
     result = None
     try:
         result = Recipe.model_validate(content)
@@ -388,7 +391,7 @@ def _place(content: dict[str, Any], field: str, value: Any) -> str | None:
         return _unknown(field, field, dict.fromkeys(allowed), parents)
     if isinstance(node.get(leaf), dict):
         return f"{field} is a group of fields, set one of {one_of(f'{field}.{name}' for name in node[leaf])}"
-    if named and node["name"] != value:
+    if named and parents[0] in _PARTS_BY_GROUP and node["name"] != value:
         node.clear()
     node[leaf] = value
     return None

@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -44,7 +44,7 @@ METRICS: tuple[str, ...] = (
 RECIPE, ENVIRONMENT, DATA, STATE, EVALUATION = (
     f"{name}.json" for name in ("recipe", "environment", "data", "state", "evaluation")
 )
-SUMS, LOCK, SUMS_LOCK = "SHA256SUMS", ".lock", ".sums.lock"
+SUMS, LOCK, SUMS_LOCK, EVALUATION_LOCK = "SHA256SUMS", ".lock", ".sums.lock", ".evaluation.lock"
 CURVES = "figures/learning-curves.png"
 
 
@@ -312,16 +312,20 @@ class Run:
         files["metrics.csv"] = _as_csv(rows).encode()
         self._write(files)
 
+    @property
+    def curves_path(self) -> Path:
+        return self.path / CURVES
+
     def publish_curves(self) -> None:
         """Draw figures/learning-curves.png from the metrics."""
         from cifarlab.figures import learning_curves, save_figure
 
-        (self.path / "figures").mkdir(exist_ok=True)
+        self.curves_path.parent.mkdir(exist_ok=True)
         validation = "test (used as validation)" if self.recipe.data.validation == "test" else "validation"
         figure = learning_curves(
             self.metrics, title=self.recipe.name, best_epoch=self.best_epoch, validation_name=validation
         )
-        save_figure(figure, self.path / CURVES)
+        save_figure(figure, self.curves_path)
 
     @contextlib.contextmanager
     def tensorboard(self, next_epoch: int) -> Iterator[Any]:
@@ -347,8 +351,13 @@ class Run:
         """evaluation.json: {split: {weights: evaluation}, "test_set_uses": [...]}; empty before the first one."""
         return self._read_json(EVALUATION) if (self.path / EVALUATION).exists() else {}
 
-    def write_evaluations(self, content: dict[str, Any]) -> None:
-        self._write({EVALUATION: _json(content)})
+    def update_evaluations(self, change: Callable[[dict[str, Any]], None]) -> None:
+        """Let `change` alter the content of evaluation.json, while no other process does."""
+        with _open_lock(self.path / EVALUATION_LOCK) as descriptor:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            content = self.evaluations
+            change(content)
+            self._write({EVALUATION: _json(content)})
 
     def load_logits(self, split: str) -> tuple[dict[str, "Tensor"], dict[str, Any]] | None:
         """Stored tensors and header of a split's logits, or None."""
@@ -423,22 +432,32 @@ def _open_lock(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _make_directory(path: Path | None, recipe: Recipe) -> Path:
-    try:
-        if path is None:
-            return _make_numbered(Path("runs"), f"{recipe.name}-s{recipe.seed}")
-        path.mkdir(parents=True, exist_ok=True)
-        used = any(path.iterdir())
-    except FileExistsError:
-        raise UserError(f"--out {path} is a file, and a run is a folder: give another") from None
-    except OSError as error:
-        raise UserError(f"--out {path or 'runs'} cannot be written: {error.strerror}") from None
+def check_out(path: Path | None) -> None:
+    """See, before anything long, that a run could be made at `path`.
+
+    Raises:
+        UserError: when it is a file, holds a run, or is not empty.
+    """
+    if path is None or not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"--out {path} is a file, and a run is a folder: give another")
     if is_run(path):
         raise UserError(
             f"--out {path} already holds a run: `cifarlab resume {path}` goes on with it, or give another"
         )
-    if used:
+    if any(path.iterdir()):
         raise UserError(f"--out {path} is not empty: give a new folder")
+
+
+def _make_directory(path: Path | None, recipe: Recipe) -> Path:
+    check_out(path)
+    try:
+        if path is None:
+            return _make_numbered(Path("runs"), f"{recipe.name}-s{recipe.seed}")
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {path or 'runs'} cannot be written: {error.strerror}") from None
     return path
 
 

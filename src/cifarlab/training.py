@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -36,9 +37,10 @@ from cifarlab.optim import (
 )
 from cifarlab.preparation import Preparation
 from cifarlab.process import keep_freed_memory
+from cifarlab.progress import follow, in_notebook, show_curves
 from cifarlab.recipe import Recipe, override, tied_to_total
 from cifarlab.recipes import get_recipe
-from cifarlab.run import Partial, Row, Run, State, best_epoch, stopped_early
+from cifarlab.run import Partial, Row, Run, State, best_epoch, check_out, stopped_early
 from cifarlab.schedule import learning_rate_factor
 
 REPORT_SECONDS = 0.2  # between two reports of steps; also how often the loss is looked at
@@ -632,7 +634,9 @@ def train(
         DivergedError, Interrupted: as `fit` does.
     """
     chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    job = prepare(override(chosen, {"seed": seed, **(overrides or {})}), data, data_dir)
+    chosen = override(chosen, {"seed": seed, **(overrides or {})})
+    check_out(None if out is None else Path(out))
+    job = prepare(chosen, data, data_dir)
     return _follow(job, start(job, out))
 
 
@@ -647,7 +651,9 @@ def resume(run: str | Path | Run, *, epochs: int | None = None, data_dir: str | 
 
 
 def _follow(job: Job, run: Run) -> Run:
+    console = Console(highlight=False)
     with stop_on_signals() as stop:
-        for _event in fit(job, run, stop):
-            pass
+        follow(fit(job, run, stop), job.recipe, console)
+    if in_notebook():
+        show_curves(run.curves_path)
     return Run(run.path)

@@ -15,8 +15,8 @@ import typer
 from typer.core import TyperGroup
 
 from cifarlab.cli import data, evaluate, predict, recipes, train
-from cifarlab.cli.screen import one_line
 from cifarlab.errors import CifarlabError, Interrupted, UserError, nearest
+from cifarlab.text import one_line
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # type: ignore[assignment]  # typer's own base of every mistake on the command line
 NOT_A_NUMBER = "Input should be a valid integer, unable to parse string as an integer"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cifarlab import text
 from cifarlab.cli import screen
 from cifarlab.errors import UserError
 
@@ -116,8 +117,8 @@ def _download_progress() -> Iterator[Callable[[int, int | None, str], None]]:
         TransferSpeedColumn,
     )
 
-    text = TextColumn("fetching from {task.description}", markup=False)
-    columns = (text, BarColumn(20), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    source = TextColumn("fetching from {task.description}", markup=False)
+    columns = (source, BarColumn(20), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=Console(stderr=True), transient=True)
     task = None
 
@@ -126,7 +127,7 @@ def _download_progress() -> Iterator[Callable[[int, int | None, str], None]]:
         if task is None:
             task = progress.add_task(host, total=total_bytes)
             progress.start()
-        progress.update(task, completed=done_bytes, total=total_bytes, description=screen.one_line(host))
+        progress.update(task, completed=done_bytes, total=total_bytes, description=text.one_line(host))
 
     try:
         yield report
@@ -141,8 +142,8 @@ def _print_tenths() -> Callable[[int, int | None, str], None]:
         tenth = 10 * done_bytes // total_bytes if total_bytes else 0
         if (host, tenth) not in said:
             said.add((host, tenth))
-            of = f" of {screen.size(total_bytes)}" if total_bytes else ""
-            sys.stderr.write(f"fetching from {screen.one_line(host)}: {screen.size(done_bytes)}{of}\n")
+            of = f" of {text.size(total_bytes)}" if total_bytes else ""
+            sys.stderr.write(f"fetching from {text.one_line(host)}: {text.size(done_bytes)}{of}\n")
 
     return report
 
@@ -154,7 +155,7 @@ def _print_survey(source: Source, shape: tuple[int, ...], counts: dict[str, list
     console.print(
         f"  {len(source.classes)} classes of {height} x {width} pictures, {channels} channels of 8 bits"
     )
-    console.print(f"from      {screen.one_line(source.location)}", markup=False)
+    console.print(f"from      {text.one_line(source.location)}", markup=False)
     console.print(f"checksum  {source.checksum} (verified)", markup=False)
     for split, per_class in counts.items():
         console.print(f"{split:8s}  {sum(per_class):,} pictures")
@@ -164,11 +165,11 @@ def _print_survey(source: Source, shape: tuple[int, ...], counts: dict[str, list
     console.print(f"{'class':{name_width}}  {'train':{n_width + BAR_WIDTH + 3}}{'test'}", style="dim")
     for index, name in enumerate(source.classes):
         cells = [_balance(per_class, index, n_width) for per_class in counts.values()]
-        console.print(f"{screen.one_line(name):{name_width}}  {'  '.join(cells)}".rstrip(), markup=False)
+        console.print(f"{text.one_line(name):{name_width}}  {'  '.join(cells)}".rstrip(), markup=False)
 
 
 def _balance(per_class: list[int], index: int, n_width: int) -> str:
-    filled = screen.bar(per_class[index] / max(per_class), BAR_WIDTH)
+    filled = text.bar(per_class[index] / max(per_class), BAR_WIDTH)
     return f"{per_class[index]:{n_width},} {filled:{BAR_WIDTH}}"
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cifarlab import text
 from cifarlab.cli import screen
 from cifarlab.cli.data import DataDir
 
@@ -58,14 +59,14 @@ def evaluate(
 
 def _print_result(console: Console, result: Evaluation, data: str) -> None:
     about = f"{result.weights} weights, {result.split} pictures of {data}: {result.n:,}"
-    console.print(f"{result.run}  {screen.one_line(about)}\n", markup=False, style="bold")
+    console.print(f"{result.run}  {text.one_line(about)}\n", markup=False, style="bold")
     right = sum(row[index] for index, row in enumerate(result.confusion))
-    console.print(f"accuracy  {screen.percent(result.accuracy, 2)}  ({right:,} of {result.n:,} right)")
-    console.print(f"loss      {screen.number(result.loss)}\n")
+    console.print(f"accuracy  {text.percent(result.accuracy, 2)}  ({right:,} of {result.n:,} right)")
+    console.print(f"loss      {text.number(result.loss)}\n")
     width = max(len("class"), *(len(each.name) for each in result.classes))
     console.print(f"{'class':{width}}  precision   recall       F1  pictures", style="dim")
     for each in result.classes:
-        figures = "".join(f"{screen.percent(value):>9}" for value in (each.precision, each.recall, each.f1))
+        figures = "".join(f"{text.percent(value):>9}" for value in (each.precision, each.recall, each.f1))
         console.print(f"{each.name:{width}}  {figures}  {each.n:8,}", markup=False)
     console.print()
     if len(result.classes) <= LARGEST_MATRIX:

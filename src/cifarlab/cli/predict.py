@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cifarlab import text
 from cifarlab.cli import screen
 from cifarlab.errors import UserError
 
@@ -73,7 +74,7 @@ def predict(
     if opened.recipe.data.validation == "test":
         screen.note(f"{opened.path}: {screen.VALIDATION_IS_TEST}")
     if failed:
-        of_all = f"{len(failed):,} of {screen.count(len(predictions), 'picture')}"
+        of_all = f"{len(failed):,} of {text.count(len(predictions), 'picture')}"
         first = "" if len(failed) == 1 else ", the first of them"
         raise UserError(f"{of_all} could not be read{first}: {failed[0].error}")
 
@@ -116,21 +117,21 @@ def _watched(predictor: Predictor, pictures: list[Path], top: int, *, is_shown: 
 
 
 def _print_prediction(console: Console, prediction: Prediction, *, in_full: bool) -> None:
-    path = screen.one_line(prediction.path or "")
+    path = text.one_line(prediction.path or "")
     if prediction.error is not None:
-        console.print(f"error: {screen.one_line(prediction.error)}", markup=False, style="red")
+        console.print(f"error: {text.one_line(prediction.error)}", markup=False, style="red")
     elif in_full:
         console.print(path, markup=False, style="bold")
         width = max(len(ranked.class_name) for ranked in prediction.predictions)
         for ranked in prediction.predictions:
-            value = f"{screen.percent(ranked.probability):>8}"
-            line = f"  {ranked.class_name:{width}} {value}  {screen.bar(ranked.probability, BAR_WIDTH)}"
+            value = f"{text.percent(ranked.probability):>8}"
+            line = f"  {ranked.class_name:{width}} {value}  {text.bar(ranked.probability, BAR_WIDTH)}"
             console.print(line, markup=False)
     else:
-        ranked = "  ".join(f"{r.class_name} {screen.percent(r.probability)}" for r in prediction.predictions)
+        ranked = "  ".join(f"{r.class_name} {text.percent(r.probability)}" for r in prediction.predictions)
         console.print(f"{path}  {ranked}", markup=False)
 
 
 def _print_summary(console: Console, n: int, csv: Path | None) -> None:
     if csv is not None:
-        console.print(f"{screen.count(n, 'picture')}, written to {csv}", markup=False)
+        console.print(f"{text.count(n, 'picture')}, written to {csv}", markup=False)

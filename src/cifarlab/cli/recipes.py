@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cifarlab import text
 from cifarlab.cli import screen
 
 if TYPE_CHECKING:
@@ -47,8 +48,9 @@ def recipes(as_json: AsJson = False) -> None:
         table.add_column("parameters", justify="right", no_wrap=True)
         table.add_column("network")
         for recipe in group:
-            total = _recipe_row(recipe)["parameters"]
-            table.add_row(recipe.name, _published(recipe), f"{total:,}", _escaped(_network(recipe, group)))
+            table.add_row(
+                recipe.name, _published(recipe), f"{recipe.parameters:,}", _escaped(_network(recipe, group))
+            )
         console.print(table, soft_wrap=False)
         if any(recipe.data.validation == "test" for recipe in group):
             console.print(
@@ -83,7 +85,7 @@ def show(
     console.print(f"[bold]{chosen.name}[/bold]  {_escaped(chosen.network)}", soft_wrap=False)
     console.print(_escaped(chosen.source), soft_wrap=False)
     if chosen.published:
-        epochs = screen.count(chosen.published.epochs, "epoch")
+        epochs = text.count(chosen.published.epochs, "epoch")
         console.print(f"published: {_published(chosen)} on the {chosen.published.split} set after {epochs}")
     if chosen.notes:
         console.print(_escaped(chosen.notes), soft_wrap=False)
@@ -104,35 +106,18 @@ def _network(recipe: Recipe, group: list[Recipe]) -> str:
 
 
 def _recipe_row(recipe: Recipe) -> dict[str, Any]:
-    total, trainable = parameter_counts(recipe)
     return {
         "name": recipe.name,
         "source": recipe.source,
         "published_accuracy": recipe.published.accuracy if recipe.published else None,
         "published_split": recipe.published.split if recipe.published else None,
-        "parameters": total,
-        "trainable_parameters": trainable,
+        "parameters": recipe.parameters,
+        "trainable_parameters": recipe.trainable_parameters,
     }
 
 
-def parameter_counts(recipe: Recipe) -> tuple[int, int]:
-    """All parameters, as Keras counts them (with batch norm's running mean and variance), and those that are trained.
-
-    Counted without torch, so that the list is printed at once; a test compares it with the networks themselves.
-    """
-    spec = recipe.model
-    inputs, side = INPUT_SHAPE[0], INPUT_SHAPE[1]
-    kernels, normalised = 0, spec.dense
-    for filters in spec.widths:
-        kernels += (inputs * 9 + 1) * filters + (filters * 9 + 1) * filters
-        inputs, side, normalised = filters, side // 2, normalised + 2 * filters
-    kernels += (side * side * inputs + 1) * spec.dense + (spec.dense + 1) * CLASSES
-    each = normalised * 2 if spec.batch_norm else 0
-    return kernels + 2 * each, kernels + each
-
-
 def _published(recipe: Recipe) -> str:
-    return screen.percent(recipe.published.accuracy, 2) if recipe.published else "–"
+    return text.percent(recipe.published.accuracy, 2) if recipe.published else "–"
 
 
 def _layer_table(layers: list[dict[str, Any]]) -> Any:

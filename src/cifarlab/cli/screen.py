@@ -1,11 +1,12 @@
-"""What every command prints with: one console, one JSON document, and numbers as people read them."""
+"""What every command prints with: one console, one JSON document, notes on stderr."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from typing import TYPE_CHECKING, Any
+
+from cifarlab.text import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,65 +34,3 @@ def write_json(document: Any) -> None:
 def note(text: str) -> None:
     """One line beside the report, on stderr."""
     sys.stderr.write(f"note: {one_line(text)}\n")
-
-
-def one_line(text: str) -> str:
-    """`text` without line ends or anything else that a terminal would act on, as names of files may hold."""
-    return "".join(
-        c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
-
-
-def percent(fraction: float | None, decimals: int = 1) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.{decimals}f} %"
-
-
-def number(value: float | None, decimals: int = 4) -> str:
-    return "–" if value is None else f"{value:.{decimals}f}"
-
-
-def count(n: int, noun: str) -> str:
-    """`1 epoch`, `12 epochs`, `5,000 pictures`."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it, to about two figures: `0.8 s`, `48 s`, `5 min 10 s`, `3 h 05 min`, `2 d 4 h`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    minutes = round(seconds / 60)
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    hours = round(seconds / 3600)
-    return f"{hours // 24} d {hours % 24} h"
-
-
-def clock_after(seconds: float, now: float | None = None) -> str:
-    """The local time `seconds` from now: `14:32`, with the day when it is another one: `Tue 14 Jan, 03:10`."""
-    now = time.time() if now is None else now
-    then = time.localtime(now + seconds)
-    is_today = time.localtime(now)[:3] == then[:3]
-    return time.strftime("%H:%M" if is_today else "%a %d %b, %H:%M", then)
-
-
-def size(n_bytes: float) -> str:
-    """Bytes in decimal units, as disks are sold: `820 kB`, `1.2 GB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 999.5:
-            return (
-                f"{n_bytes:.0f} {unit}" if unit in ("B", "kB") or n_bytes >= 99.5 else f"{n_bytes:.1f} {unit}"
-            )
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"
-
-
-def bar(fraction: float, width: int) -> str:
-    """A bar `width` cells long at 1.0, to an eighth of a cell."""
-    eighths = round(max(0.0, min(1.0, fraction)) * width * 8)
-    full, rest = divmod(eighths, 8)
-    return "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cifarlab import text
 from cifarlab.cli import screen
 from cifarlab.cli.data import DataDir, open_source
 from cifarlab.errors import UserError
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 
     from cifarlab.recipe import Recipe
     from cifarlab.run import Run
-    from cifarlab.training import EpochDone, Estimate, Job, StepDone
-
-HEADER_EVERY = 25  # lines of epochs
+    from cifarlab.training import Estimate, Job
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout instead; progress on stderr.")
@@ -64,10 +63,13 @@ def train(
     """
     from cifarlab.recipe import override
     from cifarlab.recipes import get_recipe
+    from cifarlab.run import check_out
 
     chosen = get_recipe(recipe)
     options = {"seed": seed, "epochs": epochs, "device.name": device}
     chosen = override(chosen, _overrides(options, settings or []))
+    if not plan:
+        check_out(out)
     open_source(data, data_dir)  # fetched here, with a bar, if it has to be
     from cifarlab.training import estimate, prepare, start
 
@@ -109,7 +111,7 @@ def resume(
 
     job, opened = reopen(run, epochs, overrides, data_dir)
     console = screen.open_console(as_json)
-    done = screen.count(len(opened.metrics), "epoch")
+    done = text.count(len(opened.metrics), "epoch")
     about = f"{opened.path}: {job.recipe.name} on {job.source.name}, {done} of {job.recipe.epochs:,} finished"
     console.print(f"{about}; {_device_text(job)}", markup=False)
     if job.recipe.data.validation == "test":
@@ -141,13 +143,13 @@ def _print_plan(console: Console, job: Job, expected: Estimate) -> None:
     network = (
         f"{recipe.network}{', changed by --set' if changed else ''}; {_parameters(job):,} parameters to train"
     )
-    steps = f"{screen.count(recipe.epochs, 'epoch')} of {screen.count(job.steps_per_epoch, 'step')}"
+    steps = f"{text.count(recipe.epochs, 'epoch')} of {text.count(job.steps_per_epoch, 'step')}"
     if recipe.published:
-        published = f"{screen.percent(recipe.published.accuracy, 2)} on the {recipe.published.split} set"
-        published += f" after {screen.count(recipe.published.epochs, 'epoch')}"
+        published = f"{text.percent(recipe.published.accuracy, 2)} on the {recipe.published.split} set"
+        published += f" after {text.count(recipe.published.epochs, 'epoch')}"
     else:
         published = None
-    time = f"{screen.duration(expected.elapsed_seconds)} at {expected.images_per_second:,.0f} images/s"
+    time = f"{text.duration(expected.elapsed_seconds)} at {expected.images_per_second:,.0f} images/s"
     lines = {
         "recipe": f"{recipe.name}, from {recipe.source}",
         "network": network,
@@ -156,8 +158,8 @@ def _print_plan(console: Console, job: Job, expected: Estimate) -> None:
         "pictures": f"{job.n_train:,} to train on, {_validation_text(job)}",
         "training": f"{steps}, {recipe.batch_size:,} pictures a step, seed {recipe.seed}",
         "device": _device_text(job),
-        "expected": f"{time}: done at {screen.clock_after(expected.elapsed_seconds)}",
-        "needs": f"{screen.size(expected.memory_bytes)} of memory, {screen.size(expected.disk_bytes)} of disk",
+        "expected": f"{time}: done at {text.clock_after(expected.elapsed_seconds)}",
+        "needs": f"{text.size(expected.memory_bytes)} of memory, {text.size(expected.disk_bytes)} of disk",
     }
     from rich.table import Table
     from rich.text import Text
@@ -165,9 +167,9 @@ def _print_plan(console: Console, job: Job, expected: Estimate) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, text in lines.items():
-        if text is not None:
-            table.add_row(name, Text(screen.one_line(text)))
+    for name, content in lines.items():
+        if content is not None:
+            table.add_row(name, Text(text.one_line(content)))
     console.print(table, soft_wrap=False)
     if recipe.data.validation == "test":
         console.print(f"note: {screen.VALIDATION_IS_TEST}")
@@ -190,7 +192,7 @@ def _validation_text(job: Job) -> str:
 def _device_text(job: Job) -> str:
     import torch
 
-    threads = f", {screen.count(torch.get_num_threads(), 'thread')}" if job.device.type == "cpu" else ""
+    threads = f", {text.count(torch.get_num_threads(), 'thread')}" if job.device.type == "cpu" else ""
     return f"{job.device}{threads}, {job.recipe.device.precision}"
 
 
@@ -223,22 +225,16 @@ def _plan_document(job: Job, expected: Estimate) -> dict[str, Any]:
 # While it trains
 
 
-def _follow(console: Console, job: Job, get_run: Any, as_json: bool) -> None:
+def _follow(console: Console, job: Job, get_run: Callable[[], Run], as_json: bool) -> None:
     from cifarlab.interrupts import stop_on_signals
+    from cifarlab.progress import follow
     from cifarlab.run import Run
-    from cifarlab.training import EpochDone, fit
+    from cifarlab.training import fit
 
-    with _Bar(console) as bar, stop_on_signals(_say_stopping) as stop:
+    with stop_on_signals(_say_stopping) as stop:
         run = get_run()
         console.print(f"run in {run.path}; Ctrl-C saves and stops", markup=False)
-        lines = 0
-        for event in fit(job, run, stop):
-            if isinstance(event, EpochDone):
-                if lines % HEADER_EVERY == 0:
-                    console.print(_epoch_header(job.recipe), style="dim")
-                lines += 1
-                console.print(epoch_line(event.row, event.epochs, event.is_best))
-            bar.update(event)
+        follow(fit(job, run, stop), job.recipe, console)
     finished = Run(run.path)
     if as_json:
         screen.write_json(_result_document(finished))
@@ -248,65 +244,6 @@ def _follow(console: Console, job: Job, get_run: Any, as_json: bool) -> None:
 def _say_stopping(signal_number: int) -> None:
     """From within the signal's handler: straight to the terminal, past every buffer and lock."""
     os.write(2, b"\r\x1b[2K" * os.isatty(2) + b"finishing the step and saving; once more stops at once\n")
-
-
-def _epoch_header(recipe: Recipe) -> str:
-    validation = {"test": "validation = test set", "none": "no validation"}.get(
-        recipe.data.validation, "validation"
-    )
-    epoch_width = _epoch_width(recipe.epochs)
-    groups = f"{'':{epoch_width}}  {'training':^17}  {validation:^17}  {'learning':>9}"
-    names = f"{'epoch':>{epoch_width}}  {'loss':>8} {'accuracy':>8}  {'loss':>8} {'accuracy':>8}  {'rate':>9}"
-    return f"{groups}\n{names}  {'images/s':>8}  {'seconds':>7}"
-
-
-def epoch_line(row: dict[str, Any], epochs: int, is_best: bool) -> str:
-    """A finished epoch as one line of at most 80 columns, in the columns of `_epoch_header`."""
-    train = f"{screen.number(row['train_loss']):>8} {screen.percent(row['train_accuracy']):>8}"
-    validation = f"{screen.number(row['validation_loss']):>8} {screen.percent(row['validation_accuracy']):>8}"
-    seconds = f"{row['elapsed_seconds']:,.0f}"
-    numbered = f"{row['epoch']}/{epochs}"
-    pace = f"{row['learning_rate']:>9.3g}  {row['images_per_second']:>8,.0f}  {seconds:>7}"
-    return f"{numbered:>{_epoch_width(epochs)}}  {train}  {validation}  {pace}{'  best' if is_best else ''}"
-
-
-def _epoch_width(epochs: int) -> int:
-    return max(5, 2 * len(str(epochs)) + 1)
-
-
-class _Bar:
-    """A progress bar below the lines of epochs, where there is a terminal to draw it on."""
-
-    def __init__(self, console: Console) -> None:
-        self.progress: Any = None
-        if console.is_terminal and not console.is_dumb_terminal:
-            from rich.progress import BarColumn, Progress, TextColumn
-
-            before = TextColumn("epoch {task.fields[epoch]}")
-            after = TextColumn("{task.fields[about]}")
-            self.progress = Progress(before, BarColumn(16), after, console=console, transient=True)
-            self.task = self.progress.add_task("", total=None, epoch="…", about="starting")
-
-    def __enter__(self) -> _Bar:
-        if self.progress is not None:
-            self.progress.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-
-    def update(self, event: StepDone | EpochDone) -> None:
-        from cifarlab.training import StepDone
-
-        if self.progress is None or not isinstance(event, StepDone):
-            return
-        about = (
-            f"step {event.step_in_epoch:,}/{event.steps_in_epoch:,}  loss {event.loss:.4f}"
-            f"  {event.images_per_second:,.0f} images/s  {screen.duration(event.seconds_left)} left"
-        )
-        done, total = event.step_in_epoch, event.steps_in_epoch
-        self.progress.update(self.task, completed=done, total=total, epoch=event.epoch, about=about)
 
 
 # After: what came out
@@ -324,20 +261,16 @@ def _result_document(run: Run) -> dict[str, Any]:
 
 
 def _print_result(console: Console, run: Run, job: Job) -> None:
-    from cifarlab.run import CURVES
-
     rows = run.metrics
     last, best = rows[-1], run.best_epoch
-    took = screen.duration(last["elapsed_seconds"])
+    took = text.duration(last["elapsed_seconds"])
     early = f", stopped early of {job.recipe.epochs:,}" if last["epoch"] < job.recipe.epochs else ""
-    console.print(
-        f"\n[bold]{run.recipe.name}: {screen.count(last['epoch'], 'epoch')} in {took}{early}[/bold]"
-    )
+    console.print(f"\n[bold]{run.recipe.name}: {text.count(last['epoch'], 'epoch')} in {took}{early}[/bold]")
     console.print(f"last epoch  {_validated(last, job.recipe)}")
     if best is not None:
         console.print(f"best epoch  {_validated(rows[best - 1], job.recipe)}, epoch {best} (lowest loss)")
     console.print(f"run         {run.path}", markup=False)
-    for what, file in (("weights", run.weights_path(run.default_weights)), ("curves", run.path / CURVES)):
+    for what, file in (("weights", run.weights_path(run.default_weights)), ("curves", run.curves_path)):
         console.print(f"{what:10}  {file}", markup=False)
     console.print("\nNext:")
     for command in _next_commands(run, job):
@@ -346,11 +279,11 @@ def _print_result(console: Console, run: Run, job: Job) -> None:
 
 def _validated(row: dict[str, Any], recipe: Recipe) -> str:
     if row["validation_accuracy"] is None:
-        train = f"training accuracy {screen.percent(row['train_accuracy'], 2)}, loss {screen.number(row['train_loss'])}"
+        train = f"training accuracy {text.percent(row['train_accuracy'], 2)}, loss {text.number(row['train_loss'])}"
         return f"{train}; nothing was kept to validate on"
     name = "TEST SET, used as validation:" if recipe.data.validation == "test" else "validation"
-    accuracy = screen.percent(row["validation_accuracy"], 2)
-    return f"{name} accuracy {accuracy}, loss {screen.number(row['validation_loss'])}"
+    accuracy = text.percent(row["validation_accuracy"], 2)
+    return f"{name} accuracy {accuracy}, loss {text.number(row['validation_loss'])}"
 
 
 def _next_commands(run: Run, job: Job) -> Iterator[str]:

@@ -26,6 +26,7 @@ def _recipe(
     epochs: int,
     accuracy: float,
     parameters: int,
+    trainable_parameters: int | None = None,
     augment: Augment = Augment(),
     regularization: Regularization = Regularization(),
 ) -> Recipe:
@@ -38,6 +39,7 @@ def _recipe(
         published=Published(accuracy=accuracy, epochs=epochs),
         network=network,
         parameters=parameters,
+        trainable_parameters=trainable_parameters or parameters,
         model=model,
         data=Data(
             preparation="scale",
@@ -106,6 +108,7 @@ RECIPES = (
         epochs=400,
         accuracy=0.88620,
         parameters=552_874,
+        trainable_parameters=551_722,
         augment=A1,
     ),
 )
