@@ -210,7 +210,7 @@ class Worker:
     def __init__(self, python: str, kind: str, settings: dict[str, Any]) -> None:
         command = [python, __file__, "--worker", kind, "--settings", json.dumps(settings)]
         self.kind = kind
-        self.errors = tempfile.TemporaryFile("w+")  # not a pipe: nobody reads it while the process works
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the process; no pipe, which may fill)
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
         )
