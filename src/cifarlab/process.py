@@ -14,9 +14,9 @@ def prepare_environment() -> None:
     """Variables that are read when torch is loaded: call it before the first `import torch`. Those set already stay."""
     # Transparent huge pages for large tensors (PyTorch, c10/core/impl/alloc_cpu.cpp).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    # A thread that waits for another one spins for about 0.1 ms, then sleeps: by default it spins for milliseconds, and
+    # A thread that waits for another one spins for microseconds, then sleeps: by default it spins for milliseconds, and
     # where other programs want the cores too a training comes almost to a stand (libgomp manual, GOMP_SPINCOUNT).
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def keep_freed_memory() -> None:
