@@ -192,7 +192,7 @@ def test_only_the_data_module_may_unpickle_and_then_restricted():
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))
 def test_only_the_command_line_prints_prompts_and_exits(path):
-    if "cli" in path.parts:
+    if "cli" in path.parts or path.name == "progress.py":  # a notebook keeps what is printed
         return
     named = {name for name, _ in calls(path)}
     assert not named & {"print", "input", "sys.exit", "exit", "quit", "os._exit"}

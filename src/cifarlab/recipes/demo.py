@@ -13,7 +13,7 @@ RECIPES = (
         model=VGG(widths=(16, 32, 64, 64), dense=64, batch_norm=True),
         data=Data(preparation="standardize-channels"),
         augment=Augment(shift=0.1, flip=0.5),
-        optimizer=Adam(learning_rate=0.003),
+        optimizer=Adam(learning_rate=0.02),
         schedule=OneCycle(warmup_fraction=0.25),
         batch_size=64,
         epochs=16,
