@@ -91,6 +91,27 @@ def test_other_weights_open_the_test_set_again(run: Run) -> None:
     assert uses[0]["weights_sha256"] != uses[1]["weights_sha256"]
 
 
+def test_logits_are_never_taken_for_those_of_weights_that_came_meanwhile(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training in the same run may publish other weights while the pictures are looked at."""
+    before = run.weights_checksum("last")
+    look = evaluation.predict_logits
+
+    def look_while_training_goes_on(*arguments):
+        logits = look(*arguments)
+        tensors, header = run.load_weights("last")
+        run.publish(run.metrics, tensors, header | {"step": header["step"] + 1})
+        return logits
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "predict_logits", look_while_training_goes_on)
+        evaluate(run, weights="last")
+    assert run.weights_checksum("last") != before
+    assert stored(run)["test_set_uses"][0]["weights_sha256"] == before
+    assert not evaluate(run, weights="last").reused
+
+
 def test_other_data_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(run.data, "checksum", "sha256:0")
     with pytest.raises(UserError, match="trained on other data: sha256:0"):

@@ -11,13 +11,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifarlab import __version__
 from cifarlab.data import Source, open_source
 from cifarlab.environment import choose_device
 from cifarlab.errors import UserError, nearest, one_of
+from cifarlab.preparation import Preparation
 from cifarlab.run import Run, Weights
 from cifarlab.training import predict_logits
 
@@ -102,13 +103,13 @@ def evaluate(
     opened = _opened_split(run, split)
     stored = _stored_logits(run, opened, chosen)
     if stored is None:
-        logits, labels = _compute_logits(run, split, chosen, data_dir)
+        logits, labels, weights_sha256 = _compute_logits(run, split, chosen, data_dir)
         result = measure(run, split, chosen, logits, labels, reused=False)
-        _record(run, result, uses_test_set=opened == "test")
-        _store_logits(run, opened, chosen, logits, labels)
+        _record(run, result, test_set_use_of=weights_sha256 if opened == "test" else None)
+        _store_logits(run, opened, chosen, weights_sha256, logits, labels)
     else:
         result = measure(run, split, chosen, *stored, reused=True)
-        _record(run, result, uses_test_set=False)
+        _record(run, result, test_set_use_of=None)
     return result
 
 
@@ -154,7 +155,8 @@ def _opened_split(run: Run, split: str) -> str:
 
 def _compute_logits(
     run: Run, split: str, weights: Weights, data_dir: str | Path | None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, str]:
+    """Logits float32 (N, classes), labels int64 (N,), and the SHA-256 of the weights that the logits are of."""
     source = open_source(run.data["name"], None if data_dir is None else Path(data_dir))
     if source.checksum != run.data["checksum"]:
         raise UserError(
@@ -162,9 +164,18 @@ def _compute_logits(
         )
     images, labels = _pictures(run, source, split)
     device = choose_device(run.recipe.device.model_copy(update={"name": "auto"}))
-    model, preparation = run.load_model(weights, str(device)), run.load_preparation(weights)
+    model, preparation, weights_sha256 = _load_network(run, weights, str(device))
     logits = predict_logits(model, preparation, torch.from_numpy(images).to(device))
-    return logits.float().cpu(), torch.from_numpy(labels)
+    return logits.float().cpu(), torch.from_numpy(labels), weights_sha256
+
+
+def _load_network(run: Run, weights: Weights, device: str) -> tuple[nn.Module, Preparation, str]:
+    """Network, preparation, and the SHA-256 of the one file of both: a training may replace it at any moment."""
+    while True:
+        weights_sha256 = run.weights_checksum(weights)
+        model, preparation = run.load_model(weights, device), run.load_preparation(weights)
+        if run.weights_checksum(weights) == weights_sha256:
+            return model, preparation, weights_sha256
 
 
 def _pictures(run: Run, source: Source, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -192,24 +203,28 @@ def _stored_logits(run: Run, opened: str, weights: Weights) -> tuple[Tensor, Ten
     return tensors[f"logits-{weights}"], tensors["labels"]
 
 
-def _store_logits(run: Run, opened: str, weights: Weights, logits: Tensor, labels: Tensor) -> None:
+def _store_logits(
+    run: Run, opened: str, weights: Weights, weights_sha256: str, logits: Tensor, labels: Tensor
+) -> None:
     tensors, header = run.load_logits(opened) or ({}, {"weights_sha256": {}})
-    checksums = header["weights_sha256"] | {weights: run.weights_checksum(weights)}
+    checksums = header["weights_sha256"] | {weights: weights_sha256}
     tensors = tensors | {f"logits-{weights}": logits, "labels": labels}
     run.write_logits(opened, tensors, {"weights_sha256": checksums, "data": run.data["checksum"]})
 
 
-def _record(run: Run, result: Evaluation, *, uses_test_set: bool) -> None:
+def _record(run: Run, result: Evaluation, *, test_set_use_of: str | None) -> None:
+    """Write `result`, and a use of the test set by the weights with the SHA-256 `test_set_use_of`; None for no use."""
+
     def change(content: dict[str, Any]) -> None:
         content.setdefault(result.split, {})[result.weights] = result.to_dict()
         uses = content.setdefault("test_set_uses", [])
-        if uses_test_set:
+        if test_set_use_of is not None:
             uses.append(
                 {
                     "time": datetime.now(UTC).isoformat(timespec="seconds"),
                     "split": result.split,
                     "weights": result.weights,
-                    "weights_sha256": run.weights_checksum(result.weights),  # type: ignore[arg-type]
+                    "weights_sha256": test_set_use_of,
                     "command": "evaluate",
                     "version": __version__,
                 }
