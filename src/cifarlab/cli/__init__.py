@@ -76,7 +76,7 @@ for verb, summary in (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: see INTERFACE in the docs for what each means."""
+    """Run one command and return its exit code: docs/reference/exit-codes.md says what each means."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a name no terminal can show
@@ -97,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"error: {where}{error.strerror or error}", 2)
     except Exception as error:
+        if _is_out_of_memory(error):
+            return _say("error: not enough memory: try a smaller batch_size, or close other programs", 2)
         import traceback
 
         traceback.print_exc()
@@ -104,6 +106,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"error: this is a bug in cifarlab ({type(error).__name__}); please report it with the lines above",
             1,
         )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's and torch.OutOfMemoryError by name, torch's on the CPU, a plain RuntimeError, by its words."""
+    by_name = type(error).__name__ in ("MemoryError", "OutOfMemoryError", "_ArrayMemoryError")
+    return by_name or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def _run(arguments: list[str]) -> int:
