@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cifarlab.cli import app, main, screen
@@ -192,6 +193,25 @@ def test_a_full_disk_is_no_bug(capsys: pytest.CaptureFixture[str], monkeypatch: 
 
     monkeypatch.setattr(screen, "write_json", full)
     assert mistake(capsys, "recipes", "--json") == "error: /somewhere: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["python", "gpu", "cpu"],
+)
+def test_too_little_memory_is_no_bug(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(screen, "write_json", full)
+    assert "not enough memory: try a smaller batch_size" in mistake(capsys, "recipes", "--json")
 
 
 # recipes, show, data
@@ -462,6 +482,8 @@ def test_a_bad_picture_does_not_stop_the_others(
         (["{run}"], "nothing to predict"),
         (["{run}", "{pictures}/nowhere.png"], "no such file or folder"),
         (["{run}", "{pictures}", "--top", "0"], "top should be a whole number from 1"),
+        (["{run}", "{pictures}", "--csv", "{pictures}"], "is a folder: give a file"),
+        (["{run}", "{pictures}", "--csv", "{pictures}/no/table.csv"], "there is no folder"),
         (["{pictures}", "{run}"], "no run named"),
         (["--run", "{pictures}", "{pictures}"], "is not a run"),
     ],

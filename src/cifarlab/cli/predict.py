@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -50,6 +51,8 @@ def predict(
       cifarlab predict runs/vgg3-s0-1 holiday/ --top 1 --csv holiday.csv
     """
     chosen, wanted = _run_and_pictures(paths, run)
+    if csv is not None:
+        _check_csv(csv)
     from cifarlab.run import Run
 
     opened = Run(chosen)
@@ -95,6 +98,16 @@ def _run_and_pictures(paths: Sequence[Path], run: Path | None) -> tuple[Path, Se
     if not pictures:
         raise UserError(f"nothing to predict: give pictures or folders after the run {first}")
     return first, pictures
+
+
+def _check_csv(path: Path) -> None:
+    """Before anything long. UserError where the file cannot be made."""
+    if path.is_dir():
+        raise UserError(f"--csv {path} is a folder: give a file")
+    if not path.parent.is_dir():
+        raise UserError(f"--csv {path} cannot be written: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"--csv {path} cannot be written: permission denied")
 
 
 def _runs_here() -> str:
