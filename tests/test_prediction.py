@@ -18,6 +18,7 @@ from cifarlab.models import build_model
 from cifarlab.models.specs import VGG
 from cifarlab.prediction import Prediction, Predictor, Ranked, load_predictor, write_csv
 from cifarlab.preparation import Preparation
+from cifarlab.run import Run
 from tests.tiny import RECIPE, tiny_source
 
 CLASSES = ("red", "green", "blue")
@@ -218,6 +219,15 @@ def test_a_run_must_be_named() -> None:
         load_predictor()
     with pytest.raises(UserError, match="there is no run at nowhere"):
         load_predictor("nowhere")
+
+
+def test_a_device_that_is_not_there_is_one_line(demo_run: Run) -> None:
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(
+            UserError, match=f"device '{device}' cannot be used: .*cpu works everywhere"
+        ) as caught:
+            load_predictor(demo_run, device=device)
+        assert "\n" not in str(caught.value)
 
 
 def test_the_csv_has_a_row_for_each_class_and_each_error(tmp_path: Path) -> None:

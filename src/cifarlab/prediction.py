@@ -181,7 +181,8 @@ def load_predictor(
         device: where the network works: "cpu", "cuda", "mps".
 
     Raises:
-        UserError: when no run is named, or it is not one, or has no such weights, or they are damaged.
+        UserError: when no run is named, or it is not one, or has no such weights, or they are damaged; when the device
+            is not there.
     """
     from cifarlab.run import Run
 
@@ -191,7 +192,16 @@ def load_predictor(
             " (weights that come with cifarlab are planned for later)"
         )
     opened = run if isinstance(run, Run) else Run(Path(run))
+    _check_device(device)
     return Predictor(opened.load_model(weights, device), opened.load_preparation(weights), opened.classes)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a build of torch without it
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device '{device}' cannot be used: {reason} (cpu works everywhere)") from None
 
 
 def write_csv(predictions: Iterable[Prediction], path: str | os.PathLike[str]) -> None:
