@@ -40,9 +40,10 @@ def cifarlab_worker(settings: dict[str, Any]) -> None:
     import torch
 
     keep_freed_memory()
+    from cifarlab.job import prepare
     from cifarlab.recipe import override
     from cifarlab.recipes import get_recipe
-    from cifarlab.training import EpochDone, fit, prepare, start
+    from cifarlab.training import EpochDone, fit, start
 
     overrides = {"data.validation": "none", "epochs": 10_000, **settings["overrides"]}
     job = prepare(override(get_recipe(settings["recipe"]), overrides), settings["data"], settings["data_dir"])
@@ -78,13 +79,13 @@ def step_shares(job: Any, steps: int = 30) -> dict[str, float]:
     label_layers(job.model)
     batches = job.stream.from_step(0)
     for step in range(3):
-        train_step(job, *next(batches), step, factor=1.0)
+        train_step(job, *next(batches), step, job.recipe.optimizer.learning_rate)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for step in range(steps):
             with record_function("work: step"):
                 with record_function("work: data and augmentation"):
                     images, labels = next(batches)
-                train_step(job, images, labels, step, factor=1.0)
+                train_step(job, images, labels, step, job.recipe.optimizer.learning_rate)
     microseconds: dict[str, float] = defaultdict(float)
     for event in profiler.events():
         if event.device_type == torch.profiler.DeviceType.CPU:

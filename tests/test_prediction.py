@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from cifarlab import job as job_module
 from cifarlab import training
 from cifarlab.errors import UserError
 from cifarlab.models import build_model
@@ -196,12 +197,12 @@ def test_a_picture_has_the_same_answer_in_any_company(batch_norm: bool) -> None:
 
 
 def test_a_run_directory_is_all_that_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "open_source", tiny_source)
+    monkeypatch.setattr(job_module, "open_source", tiny_source)
     job = training.prepare(RECIPE.model_copy(update={"epochs": 1}), "demo")
     run = training.start(job, tmp_path / "run")
     for _ in training.fit(job, run):
         pass
-    monkeypatch.delattr(training, "open_source")
+    monkeypatch.delattr(job_module, "open_source")
     shutil.move(tmp_path / "run", tmp_path / "moved")
     pictures = tiny_source().load("test").images[:70]
     predictor = load_predictor(tmp_path / "moved", weights="last")

@@ -13,6 +13,8 @@ import torch
 from safetensors import safe_open
 
 from cifarlab import DivergedError, Run, UserError, training
+from cifarlab import job as job_module
+from cifarlab.cost import estimate
 from cifarlab.data import open_source
 from cifarlab.recipe import override
 from cifarlab.recipes import get_recipe
@@ -23,7 +25,7 @@ from tests.tiny import RECIPE, tiny_source
 
 @pytest.fixture(autouse=True)
 def _tiny_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "open_source", tiny_source)
+    monkeypatch.setattr(job_module, "open_source", tiny_source)
 
 
 def trained(out: Path, overrides: dict[str, Any] | None = None) -> Run:
@@ -136,7 +138,7 @@ def test_t1_has_782_steps_an_epoch_or_781_with_augmentation(monkeypatch: pytest.
         monkeypatch.setattr(type(job), "n_train", 50_000)
         assert job.steps_per_epoch == steps
         monkeypatch.undo()
-        monkeypatch.setattr(training, "open_source", tiny_source)
+        monkeypatch.setattr(job_module, "open_source", tiny_source)
 
 
 def test_validation_on_the_test_set_keeps_no_best_weights(tmp_path: Path) -> None:
@@ -158,7 +160,7 @@ def test_the_test_set_is_not_read_by_training(monkeypatch: pytest.MonkeyPatch, t
 
         return type(source)(source.name, source.location, source.classes, source.checksum, read)
 
-    monkeypatch.setattr(training, "open_source", open_without_test)
+    monkeypatch.setattr(job_module, "open_source", open_without_test)
     trained(tmp_path / "run", {"epochs": 1})
 
 
@@ -223,7 +225,7 @@ def test_an_estimate_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyP
     job = training.prepare(RECIPE, "demo")
     before = {name: tensor.clone() for name, tensor in job.model.state_dict().items()}
     state = torch.random.get_rng_state()
-    expected = training.estimate(job)
+    expected = estimate(job)
     assert all(torch.equal(before[name], tensor) for name, tensor in job.model.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), state)
     assert not list(tmp_path.iterdir())
@@ -326,7 +328,7 @@ def test_the_real_data_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     if not os.environ.get("CIFARLAB_DATA"):
         pytest.skip("CIFARLAB_DATA does not say where the real CIFAR-10 is")
-    monkeypatch.setattr(training, "open_source", open_source)
+    monkeypatch.setattr(job_module, "open_source", open_source)
     monkeypatch.setattr(training, "REPORT_SECONDS", 0.0)
     job = training.prepare(get_recipe("vgg1"))
     assert (job.n_train, job.n_validation, job.steps_per_epoch) == (50_000, 10_000, 782)

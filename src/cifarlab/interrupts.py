@@ -19,7 +19,8 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(on_stop: Callable[[int], None] | None = None) -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a stop request; a second one of either kind kills the process at once.
+    """Turn the first SIGINT or SIGTERM into a stop request; a second one does what it did before: Ctrl-C is a
+    KeyboardInterrupt at once, SIGTERM ends the process.
 
     Signals that the process ignores (SIGINT under `nohup ... &`) stay ignored. In a thread other than the main one
     nothing is installed, since Python allows it there alone, and the request never comes.
@@ -37,7 +38,7 @@ def stop_on_signals(on_stop: Callable[[int], None] | None = None) -> Iterator[St
     def handle(number: int, frame: FrameType | None) -> None:
         request.signal_number = number
         for each in watched:
-            signal.signal(each, signal.SIG_DFL)
+            signal.signal(each, before[each])
         if on_stop is not None:
             on_stop(number)
 

@@ -131,11 +131,12 @@ class _NotebookBar(_Bar):
     """One line of the cell's output, written anew; lines of epochs are plain prints, which a saved notebook keeps."""
 
     def __init__(self, console: Console) -> None:
-        from IPython.display import HTML, display  # type: ignore[import-not-found]
+        from IPython.display import HTML, DisplayHandle  # type: ignore[import-not-found]
 
         self.html: Callable[[str], Any] = HTML
         self.print = lambda text, style: print(text, flush=True)
-        self.handle = display(HTML("starting"), display_id=True)
+        self.handle = DisplayHandle()
+        self.handle.display(HTML("starting"))
 
     def __exit__(self, *_error: object) -> None:
         self.handle.update(self.html(""))

@@ -120,9 +120,12 @@ class Run:
         """
         chosen = _make_directory(path, recipe)
         contents = {ENVIRONMENT: environment, DATA: data, RECIPE: recipe.model_dump(mode="json")}
-        sums = {name: write_atomic(chosen / name, _json(content)) for name, content in contents.items()}
-        run = cls(chosen)
-        run._set_sums(sums)
+        with _held(chosen):
+            if is_run(chosen):
+                raise UserError(f"--out {chosen} already holds a run: give another")
+            sums = {name: write_atomic(chosen / name, _json(content)) for name, content in contents.items()}
+            run = cls(chosen)
+            run._set_sums(sums)
         return run
 
     # What the run says about itself
@@ -149,7 +152,10 @@ class Run:
         """One row for each finished epoch, with the keys of `METRICS`."""
         if not (self.path / "metrics.jsonl").exists():
             return []
-        return [json.loads(line) for line in self._read("metrics.jsonl").decode().splitlines()]
+        try:
+            return [json.loads(line) for line in self._read("metrics.jsonl").decode().splitlines()]
+        except ValueError:
+            raise self._damaged("metrics.jsonl") from None
 
     @property
     def best_epoch(self) -> int | None:
@@ -176,16 +182,13 @@ class Run:
         Raises:
             UserError: when there are none, or the file does not match its checksum.
         """
-        from safetensors.torch import load
-
         chosen = weights or self.default_weights
         if chosen not in get_args(Weights):
             raise UserError(f"weights should be best or last, {chosen!r} given")
         path = self.weights_path(chosen)
         if not path.exists():
             raise UserError(self._why_no_weights(chosen))
-        content = self._read(path.name)
-        return load(content), json.loads(_header_metadata(content)["cifarlab"])
+        return self._read_tensors(path.name)
 
     def weights_checksum(self, weights: Weights) -> str:
         return sha256_of(self.weights_path(weights))
@@ -225,15 +228,16 @@ class Run:
         Raises:
             UserError: when another process trains in this directory.
         """
-        with _open_lock(self.path / LOCK) as descriptor:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another training is running in {self.path}: wait for it, or give another --out"
-                ) from None
-            for cut_off in self.path.glob(".*.tmp"):
-                cut_off.unlink(missing_ok=True)
+        with _held(self.path):
+            for own in (
+                ".state",
+                ".weights",
+                ".metrics",
+                ".recipe",
+                "figures/.",
+            ):  # of a training that was killed
+                for cut_off in self.path.glob(f"{own}*.tmp"):
+                    cut_off.unlink(missing_ok=True)
             yield
 
     def replan(self, recipe: Recipe) -> None:
@@ -275,6 +279,7 @@ class Run:
             raise UserError(
                 f"{tensors} is damaged: its checksum is not the one in {STATE}; restore it from a copy"
             )
+        self._forget_states_but(tensors.name)
         partial = Partial(**content["partial"])
         return State(content["step"], content["rows"], partial, content["elapsed_seconds"]), load(bytes_read)
 
@@ -291,10 +296,17 @@ class Run:
             **asdict(state),
         }
         self._write({file: saved, STATE: _json(content | {"sha256": _digest(content)})})
-        for old in self.path.glob("state-*.safetensors"):
-            if old.name != file:
-                old.unlink(missing_ok=True)
-                self._set_sums({old.name: None})
+        self._forget_states_but(file)
+
+    def _forget_states_but(self, kept: str) -> None:
+        """Delete other state files and their checksums, those too that a kill left behind."""
+        found = {path.name for path in self.path.glob("state-*.safetensors")}
+        listed = {name for name in self._sums() if name.startswith("state-")}
+        old = (found | listed) - {kept}
+        for name in old:
+            (self.path / name).unlink(missing_ok=True)
+        if old:
+            self._set_sums(dict.fromkeys(old))
 
     def publish(self, rows: list[Row], weights: dict[str, "Tensor"], header: dict[str, Any]) -> None:
         """Write what people and other commands read: weights (best and last), metrics as JSON lines and as CSV.
@@ -361,13 +373,10 @@ class Run:
 
     def load_logits(self, split: str) -> tuple[dict[str, "Tensor"], dict[str, Any]] | None:
         """Stored tensors and header of a split's logits, or None."""
-        from safetensors.torch import load
-
         name = f"logits-{split}.safetensors"
         if not (self.path / name).exists():
             return None
-        content = self._read(name)
-        return load(content), json.loads(_header_metadata(content)["cifarlab"])
+        return self._read_tensors(name)
 
     def write_logits(self, split: str, tensors: dict[str, "Tensor"], header: dict[str, Any]) -> None:
         from safetensors.torch import save
@@ -381,11 +390,25 @@ class Run:
         try:
             return json.loads(self._read(name))
         except ValueError:
-            raise UserError(
-                f"{self.path / name} is not JSON: it is damaged; restore it from a copy"
-            ) from None
+            raise self._damaged(name) from None
 
-    def _read(self, name: str) -> bytes:
+    def _read_tensors(self, name: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+        """Tensors by name, and our header, of a safetensors file."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        content = self._read(name)
+        try:
+            return load(content), json.loads(_header_metadata(content)["cifarlab"])
+        except (SafetensorError, ValueError, KeyError):
+            raise self._damaged(name) from None
+
+    def _damaged(self, name: str) -> UserError:
+        return UserError(
+            f"{self.path / name} is damaged: it is not what was written there; restore it from a copy"
+        )
+
+    def _read(self, name: str, again: bool = False) -> bytes:
         """The bytes of a published file, checked against SHA256SUMS."""
         try:
             content = (self.path / name).read_bytes()
@@ -395,6 +418,8 @@ class Run:
             raise UserError(f"{self.path / name} cannot be read: {error.strerror}") from None
         expected = self._sums().get(name)
         if expected is not None and hashlib.sha256(content).hexdigest() != expected:
+            if not again:  # a training may have replaced the file between the two readings
+                return self._read(name, again=True)
             raise UserError(
                 f"{self.path / name} is damaged: it does not match its checksum in {SUMS}; restore it from a copy"
             )
@@ -409,8 +434,13 @@ class Run:
 
     def _write(self, files: dict[str, bytes]) -> None:
         """Write files and their checksums. A checksum is taken out first, so that none is ever of an older file."""
+        before, written = self._sums(), {}
         self._set_sums(dict.fromkeys(files))
-        self._set_sums({name: write_atomic(self.path / name, content) for name, content in files.items()})
+        try:
+            for name, content in files.items():
+                written[name] = write_atomic(self.path / name, content)
+        finally:  # what a full disk kept from being written is the old file still
+            self._set_sums({name: written.get(name, before.get(name)) for name in files})
 
     def _set_sums(self, changes: Mapping[str, str | None]) -> None:
         with _open_lock(self.path / SUMS_LOCK) as descriptor:
@@ -418,6 +448,18 @@ class Run:
             sums: dict[str, str | None] = {**self._sums(), **changes}
             lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items()) if digest]
             write_atomic(self.path / SUMS, "".join(lines).encode())
+
+
+@contextlib.contextmanager
+def _held(run: Path) -> Iterator[None]:
+    with _open_lock(run / LOCK) as descriptor:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another training is running in {run}: wait for it, or give another --out"
+            ) from None
+        yield
 
 
 @contextlib.contextmanager

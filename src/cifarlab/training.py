@@ -1,16 +1,15 @@
-"""Training: `prepare` a job, `estimate` its cost, `start` or `reopen` its run, `fit` it.
+"""Training: `start` or `reopen` the run of a job, `fit` it; or all in one, `train` and `resume`.
 
 All randomness is a pure function of (seed, step), so that a resumed training needs no random state: initial weights,
 data order, augmentation and dropout each have a stream of seeds of their own (`cifarlab.data.loader.derived_seed`).
 """
 
 import math
-import resource
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,25 +17,14 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cifarlab.data import Source, open_source
-from cifarlab.data.loader import DROPOUT, WEIGHTS, BatchStream, derived_seed
-from cifarlab.data.splits import split_validation
-from cifarlab.environment import choose_device, describe_environment
+from cifarlab.data.loader import DROPOUT, derived_seed
+from cifarlab.environment import describe_environment
 from cifarlab.errors import DivergedError, Interrupted, UserError
 from cifarlab.interrupts import stop_on_signals
-from cifarlab.models import build_model
-from cifarlab.optim import (
-    build_optimizer,
-    clip_gradients,
-    l2_penalty,
-    load_state_tensors,
-    set_learning_rate,
-    state_tensors,
-)
+from cifarlab.job import Job, prepare
+from cifarlab.optim import clip_gradients, l2_penalty, load_state_tensors, set_learning_rate, state_tensors
 from cifarlab.preparation import Preparation
-from cifarlab.process import keep_freed_memory
 from cifarlab.progress import follow, in_notebook, show_curves
 from cifarlab.recipe import Recipe, override, tied_to_total
 from cifarlab.recipes import get_recipe
@@ -46,7 +34,7 @@ from cifarlab.schedule import learning_rate_factor
 REPORT_SECONDS = 0.2  # between two reports of steps; also how often the loss is looked at
 SAVE_SECONDS = 300.0  # between two saves within an epoch
 CURVES_SECONDS = 30.0  # between two drawings of the learning curves
-VALIDATION_BATCH = 500
+VALIDATION_BATCH = 500  # pictures
 
 
 class Stop(Protocol):
@@ -55,54 +43,6 @@ class Stop(Protocol):
     signal_number: int | None
 
     def is_set(self) -> bool: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """A recipe with its data on the device and its network built: all that training needs, nothing written yet."""
-
-    recipe: Recipe
-    source: Source
-    device: torch.device
-    stream: BatchStream
-    validation: tuple[Tensor, Tensor] | None  # uint8 (N, H, W, 3) and labels int64 (N,), on the device
-    validation_indices: list[int]
-    model: nn.Module
-    average: AveragedModel | None
-    optimizer: torch.optim.Optimizer
-
-    @property
-    def n_train(self) -> int:
-        return len(self.stream.labels)
-
-    @property
-    def n_validation(self) -> int:
-        return 0 if self.validation is None else len(self.validation[1])
-
-    @property
-    def steps_per_epoch(self) -> int:
-        rounded = math.floor if self.recipe.data.steps_per_epoch == "floor" else math.ceil
-        return max(1, rounded(self.n_train / self.recipe.batch_size))
-
-    @property
-    def weights(self) -> nn.Module:
-        """The network that is validated and saved: the average where the recipe asks for one."""
-        return self.model if self.average is None else self.average.module
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        return 3, self.stream.preparation.height, self.stream.preparation.width
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a whole training is expected to take, from a few measured steps."""
-
-    elapsed_seconds: float
-    seconds_per_epoch: float
-    images_per_second: float
-    memory_bytes: int
-    disk_bytes: int
 
 
 @dataclass(frozen=True)
@@ -126,135 +66,6 @@ class EpochDone:
     epochs: int
     is_best: bool
     seconds_left: float
-
-
-def prepare(recipe: Recipe, data: str = "cifar10", data_dir: str | Path | None = None) -> Job:
-    """Open the data, cut validation, put pictures on the device, and build the network with its first weights.
-
-    Raises:
-        UserError: for data that is missing or damaged, a device that is not there, or a recipe that does not fit.
-    """
-    keep_freed_memory()
-    device = choose_device(recipe.device)
-    source = open_source(data, None if data_dir is None else Path(data_dir))
-    train = source.load("train")
-    settings = recipe.data
-    chosen, held_out = split_validation(
-        train.labels,
-        settings.validation,
-        settings.validation_fraction,
-        settings.validation_images,
-        settings.validation_seed,
-    )
-    images = train.images if len(held_out) == 0 else train.images[chosen]
-    preparation = Preparation.from_training_images(settings.preparation, images)
-    stream = BatchStream(
-        images=torch.tensor(images, device=device),
-        labels=torch.tensor(train.labels[chosen], device=device),
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        augmentation=recipe.augment,
-        preparation=preparation,
-    )
-    held_out_split = source.load("test") if settings.validation == "test" else None
-    if held_out_split is not None:
-        validation = torch.tensor(held_out_split.images), torch.tensor(held_out_split.labels)
-    else:
-        validation = torch.tensor(train.images[held_out]), torch.tensor(train.labels[held_out])
-    model = _new_model(recipe, len(source.classes), (3, preparation.height, preparation.width), device)
-    _check_batches(recipe, len(chosen), model)
-    return Job(
-        recipe=recipe,
-        source=source,
-        device=device,
-        stream=stream,
-        validation=None if len(validation[1]) == 0 else (validation[0].to(device), validation[1].to(device)),
-        validation_indices=held_out.tolist(),
-        model=model,
-        average=_new_average(recipe, model),
-        optimizer=build_optimizer(recipe.optimizer, model, device),
-    )
-
-
-def _new_model(
-    recipe: Recipe, classes: int, input_shape: tuple[int, int, int], device: torch.device
-) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(recipe.seed, WEIGHTS, 0))
-        model = build_model(recipe.model, classes, input_shape)
-    layout = torch.channels_last if recipe.device.channels_last else torch.contiguous_format
-    return model.to(device, memory_format=layout)  # type: ignore[call-overload]
-
-
-def _new_average(recipe: Recipe, model: nn.Module) -> AveragedModel | None:
-    if recipe.ema.decay is None:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema.decay), use_buffers=True)
-
-
-def _check_batches(recipe: Recipe, n_train: int, model: nn.Module) -> None:
-    normalises = any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules())
-    if normalises and 1 in (recipe.batch_size, n_train % recipe.batch_size):
-        raise UserError(
-            f"batch_size {recipe.batch_size} makes a batch of one of {n_train:,} training pictures, and batch"
-            f" normalisation needs two or more: try {recipe.batch_size + 1 + (recipe.batch_size == 1)}"
-        )
-
-
-def estimate(job: Job, measured_steps: int = 8) -> Estimate:
-    """Measure a few steps on a copy of the network and scale them to the whole run. Leaves no trace."""
-    recipe = job.recipe
-    with torch.random.fork_rng(devices=[]):
-        trial = replace(job, model=_new_model(recipe, len(job.source.classes), job.input_shape, job.device))
-        trial = replace(
-            trial,
-            average=_new_average(recipe, trial.model),
-            optimizer=build_optimizer(recipe.optimizer, trial.model, job.device),
-        )
-        batches = trial.stream.from_step(0)
-        seconds = []
-        for step in range(measured_steps + 2):
-            began = time.perf_counter()
-            train_step(trial, *next(batches), step, factor=1.0)
-            _synchronise(job.device)
-            seconds.append(time.perf_counter() - began)
-        per_step = sorted(seconds[2:])[measured_steps // 2]
-        validation_seconds = _validation_seconds(trial)
-    per_epoch = per_step * job.steps_per_epoch + validation_seconds
-    weights_bytes = sum(tensor.nbytes for tensor in job.weights.state_dict().values())
-    kept = 1 if recipe.data.validation in ("none", "test") else 2  # last, and best where there is one
-    state_bytes = sum(tensor.nbytes for tensor in _state_tensors(trial).values())
-    return Estimate(
-        elapsed_seconds=per_epoch * recipe.epochs,
-        seconds_per_epoch=per_epoch,
-        images_per_second=min(recipe.batch_size, job.n_train) / per_step,
-        memory_bytes=_peak_memory_bytes(job.device),
-        disk_bytes=state_bytes + weights_bytes * kept + 500 * recipe.epochs,
-    )
-
-
-def _validation_seconds(job: Job) -> float:
-    if job.validation is None:
-        return 0.0
-    images, labels = job.validation
-    few = min(VALIDATION_BATCH, len(labels))
-    predict_logits(job.weights, job.stream.preparation, images[:few])
-    began = time.perf_counter()
-    predict_logits(job.weights, job.stream.preparation, images[:few])
-    return (time.perf_counter() - began) * len(labels) / few
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def start(job: Job, out: str | Path | None = None) -> Run:
@@ -304,6 +115,9 @@ def reopen(
 def _replanned(run: Run, epochs: int | None, overrides: dict[str, Any]) -> Recipe:
     recipe = run.recipe
     fixed = [name for name in overrides if name.split(".")[0] not in ("schedule", "early_stopping", "device")]
+    if "epochs" in overrides:
+        raise UserError(f"epochs is not set by --set on resume: give --epochs {overrides['epochs']}")
+    override(recipe, overrides)  # says which names and values are wrong
     if fixed:
         raise UserError(
             f"{', '.join(fixed)} cannot change on resume: only epochs, schedule, early_stopping and device can"
@@ -337,12 +151,12 @@ def fit(job: Job, run: Run, stop: Stop | None = None) -> Iterator[StepDone | Epo
         state = _restore(job, run)
         if job.recipe != run.recipe:
             run.replan(job.recipe)
-        if len(state.rows) >= job.recipe.epochs or stopped_early(state.rows, job.recipe):
-            run.publish_curves()
-            return
-        with run.tensorboard(next_epoch=len(state.rows) + 1) as log:
+        with run.tensorboard(next_epoch=max(1, len(state.rows))) as log:
+            for row in state.rows[-1:]:  # a kill may have come before it was logged
+                log(row)
             yield from _epochs(job, run, state, log, stop)
-        run.publish_curves()
+        if run.metrics:
+            run.publish_curves()
 
 
 def _epochs(job: Job, run: Run, state: State, log: Any, stop: Stop | None) -> Iterator[StepDone | EpochDone]:
@@ -354,24 +168,24 @@ def _epochs(job: Job, run: Run, state: State, log: Any, stop: Stop | None) -> It
         end = (len(state.rows) + 1) * job.steps_per_epoch
         for step in range(state.step, end):
             images, labels = next(batches)
-            factor = learning_rate_at(job, state.rows, step) / recipe.optimizer.learning_rate
-            loss, correct = train_step(job, images, labels, step, factor)
+            rate = learning_rate_at(job, state.rows, step)
+            loss, correct = train_step(job, images, labels, step, rate)
             sums.add(loss, correct, len(labels))
             pace.step_done()
             stopping = stop is not None and stop.is_set()
             if stopping or pace.due_for_report():
-                partial = sums.read(pace.epoch_seconds)
-                _check_finite(job, run, partial.loss_sum, step, len(state.rows))
+                partial = sums.read(pace)
+                _check_finite(job, run, partial.loss_sum, step, state.rows)
                 now = State(step + 1, state.rows, partial, pace.elapsed_seconds)
                 if stopping or pace.due_for_save():
-                    run.commit(now, _state_tensors(job))
+                    run.commit(now, training_tensors(job))
                 if stopping:
                     assert stop is not None
                     raise _interrupted(run, now, job, stop.signal_number or signal.SIGINT)
                 yield _step_done(job, now, pace)
-        row = _finished_row(job, run, sums.read(pace.epoch_seconds), state.rows, end, pace)
+        row = _finished_row(job, run, sums.read(pace), state.rows, end, pace)
         state = State(step=end, rows=[*state.rows, row], elapsed_seconds=row["elapsed_seconds"])
-        run.commit(state, _state_tensors(job))
+        run.commit(state, training_tensors(job))
         _publish(job, run, state.rows)
         log(row)
         if pace.elapsed_seconds - drawn_at > CURVES_SECONDS:
@@ -382,11 +196,11 @@ def _epochs(job: Job, run: Run, state: State, log: Any, stop: Stop | None) -> It
         yield EpochDone(row, recipe.epochs, is_best, pace.seconds_left(job, end))
 
 
-def train_step(job: Job, images: Tensor, labels: Tensor, step: int, factor: float) -> tuple[Tensor, Tensor]:
+def train_step(job: Job, images: Tensor, labels: Tensor, step: int, rate: float) -> tuple[Tensor, Tensor]:
     """One step of the optimiser on prepared pictures float32 (B, 3, H, W): the mean loss, and how many were right."""
     recipe = job.recipe
     torch.manual_seed(derived_seed(recipe.seed, DROPOUT, step))
-    set_learning_rate(job.optimizer, recipe.optimizer, recipe.optimizer.learning_rate * factor, step)
+    set_learning_rate(job.optimizer, recipe.optimizer, rate, step)
     with _autocast(job):
         logits = job.model(images)
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.loss.label_smoothing)
@@ -422,10 +236,10 @@ def _autocast(job: Job) -> AbstractContextManager[Any]:
 
 def _finished_row(job: Job, run: Run, sums: Partial, rows: list[Row], step: int, pace: "Pace") -> Row:
     """Validate, and make the epoch's line of metrics."""
-    _check_finite(job, run, sums.loss_sum, step - 1, len(rows))
+    _check_finite(job, run, sums.loss_sum, step - 1, rows)
     loss, accuracy = validate(job)
-    if loss is not None:
-        _check_finite(job, run, loss, step - 1, len(rows))
+    weights = sum(weight.sum().item() for weight in job.weights.parameters())
+    _check_finite(job, run, weights if loss is None else loss, step - 1, rows)
     return {
         "epoch": len(rows) + 1,
         "step": step,
@@ -440,7 +254,10 @@ def _finished_row(job: Job, run: Run, sums: Partial, rows: list[Row], step: int,
 
 
 def validate(job: Job) -> tuple[float | None, float | None]:
-    """Mean loss (with the L2 term, as Keras shows it) and accuracy over the validation pictures; None without any."""
+    """Mean loss and accuracy over the validation pictures; None without any.
+
+    The loss has the L2 term, as Keras shows it, and no label smoothing: it is the cross-entropy with the true labels.
+    """
     if job.validation is None:
         return None, None
     images, labels = job.validation
@@ -449,7 +266,7 @@ def validate(job: Job) -> tuple[float | None, float | None]:
     if job.recipe.regularization.l2 > 0.0:
         with torch.no_grad():
             loss = loss + l2_penalty(job.weights, job.recipe.regularization)
-    return loss.item(), (logits.argmax(1) == labels).double().mean().item()
+    return loss.item(), (logits.argmax(1) == labels).sum().item() / len(labels)
 
 
 def predict_logits(model: nn.Module, preparation: Preparation, images: Tensor) -> Tensor:
@@ -464,13 +281,13 @@ def predict_logits(model: nn.Module, preparation: Preparation, images: Tensor) -
         model.train(training)
 
 
-def _check_finite(job: Job, run: Run, loss: float, step: int, finished_epochs: int) -> None:
+def _check_finite(job: Job, run: Run, loss: float, step: int, rows: list[Row]) -> None:
     if math.isfinite(loss):
         return
-    rate = learning_rate_at(job, run.metrics, step)
+    rate, finished_epochs = learning_rate_at(job, rows, step), len(rows)
     kept = f"the weights of epoch {finished_epochs} are kept" if finished_epochs else "no epoch was finished"
     raise DivergedError(
-        f"the loss is not finite at step {step + 1} (epoch {finished_epochs + 1}, learning rate {rate:.3g}); {kept} in"
+        f"the loss is not finite by step {step + 1} (epoch {finished_epochs + 1}, learning rate {rate:.3g}); {kept} in"
         f" {run.path}; try --set optimizer.learning_rate={job.recipe.optimizer.learning_rate / 10:.3g}"
         " or --set optimizer.clip_norm=1"
     )
@@ -498,7 +315,7 @@ def _step_done(job: Job, state: State, pace: "Pace") -> StepDone:
 # What is saved, and how a training comes back
 
 
-def _state_tensors(job: Job) -> dict[str, Tensor]:
+def training_tensors(job: Job) -> dict[str, Tensor]:
     parts = {"model": job.model.state_dict(), "optimizer": state_tensors(job.optimizer)}
     if job.average is not None:
         parts["average"] = job.average.state_dict()
@@ -555,9 +372,11 @@ class Sums:
         self.correct += correct
         self.images += images
 
-    def read(self, seconds: float) -> Partial:
-        """The sums so far; `seconds` of training in this process come on top of those before."""
-        return Partial(self.images, self.loss.item(), int(self.correct.item()), self.seconds + seconds)
+    def read(self, pace: "Pace") -> Partial:
+        """The sums so far. Reading waits for the device, and that is time of the steps."""
+        loss, correct = self.loss.item(), int(self.correct.item())
+        pace.stamp()
+        return Partial(self.images, loss, correct, self.seconds + pace.epoch_seconds)
 
 
 class Pace:
@@ -578,8 +397,11 @@ class Pace:
         """Seconds of training, without validation and saving, in this epoch."""
         return self.trained_until - self.epoch_began
 
-    def step_done(self) -> None:
+    def stamp(self) -> None:
         self.trained_until = time.perf_counter()
+
+    def step_done(self) -> None:
+        self.stamp()
         self.steps += 1
 
     def due_for_report(self) -> bool:
@@ -625,7 +447,7 @@ def train(
         recipe: a name (`cifarlab recipes` lists them) or a `Recipe`.
         data: `cifar10` or `demo`.
         out: the run directory to make; by default `runs/<recipe>-s<seed>-<n>`.
-        seed: of weights, data order, augmentation and dropout.
+        seed: of weights, data order, augmentation and dropout; the recipe's own `seed` is not used.
         overrides: recipe fields by dotted name, for example `{"optimizer.learning_rate": 0.01}`.
         data_dir: the folder of CIFAR-10's batches, or its parent; beats `CIFARLAB_DATA` and the user's cache.
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from cifarlab.recipe import Recipe
     from cifarlab.run import Run
-    from cifarlab.training import Estimate, Job
+    from cifarlab.cost import Estimate
+    from cifarlab.job import Job
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout instead; progress on stderr.")
@@ -71,7 +72,9 @@ def train(
     if not plan:
         check_out(out)
     open_source(data, data_dir)  # fetched here, with a bar, if it has to be
-    from cifarlab.training import estimate, prepare, start
+    from cifarlab.cost import estimate
+    from cifarlab.job import prepare
+    from cifarlab.training import start
 
     job = prepare(chosen, data, data_dir)
     expected = estimate(job)

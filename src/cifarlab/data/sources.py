@@ -87,7 +87,7 @@ def open_source(
 def open_dataset(dataset: cifar.Dataset, data_dir: Path | None, fetch: Callable[[], Path]) -> Source:
     """Open a data set in the official formats; `fetch` puts an archive into the cache and gives its path."""
     if data_dir is not None:
-        return _open_given(dataset, Path(data_dir), "")
+        return _open_given(dataset, Path(data_dir).expanduser(), "")
     if given := os.environ.get(DATA_VARIABLE):
         return _open_given(dataset, Path(given).expanduser(), f", which {DATA_VARIABLE} names")
     return _open_own(dataset, fetch)

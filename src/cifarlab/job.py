@@ -1,0 +1,130 @@
+"""A job: a recipe with its data on the device and its network built, ready to train."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cifarlab.data import Source, open_source
+from cifarlab.data.loader import WEIGHTS, BatchStream, derived_seed
+from cifarlab.data.splits import split_validation
+from cifarlab.environment import choose_device
+from cifarlab.errors import UserError
+from cifarlab.models import build_model
+from cifarlab.optim import build_optimizer
+from cifarlab.preparation import Preparation
+from cifarlab.process import keep_freed_memory
+from cifarlab.recipe import Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A recipe with its data on the device and its network built: all that training needs, nothing written yet."""
+
+    recipe: Recipe
+    source: Source
+    device: torch.device
+    stream: BatchStream
+    validation: tuple[Tensor, Tensor] | None  # uint8 (N, H, W, 3) and labels int64 (N,), on the device
+    validation_indices: list[int]
+    model: nn.Module
+    average: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def n_train(self) -> int:
+        return len(self.stream.labels)
+
+    @property
+    def n_validation(self) -> int:
+        return 0 if self.validation is None else len(self.validation[1])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        rounded = math.floor if self.recipe.data.steps_per_epoch == "floor" else math.ceil
+        return max(1, rounded(self.n_train / self.recipe.batch_size))
+
+    @property
+    def weights(self) -> nn.Module:
+        """The network that is validated and saved: the average where the recipe asks for one."""
+        return self.model if self.average is None else self.average.module
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return 3, self.stream.preparation.height, self.stream.preparation.width
+
+
+def prepare(recipe: Recipe, data: str = "cifar10", data_dir: str | Path | None = None) -> Job:
+    """Open the data, cut validation, put pictures on the device, and build the network with its first weights.
+
+    Raises:
+        UserError: for data that is missing or damaged, a device that is not there, or a recipe that does not fit.
+    """
+    keep_freed_memory()
+    device = choose_device(recipe.device)
+    source = open_source(data, None if data_dir is None else Path(data_dir))
+    train = source.load("train")
+    settings = recipe.data
+    chosen, held_out = split_validation(
+        train.labels,
+        settings.validation,
+        settings.validation_fraction,
+        settings.validation_images,
+        settings.validation_seed,
+    )
+    images = train.images if len(held_out) == 0 else train.images[chosen]
+    preparation = Preparation.from_training_images(settings.preparation, images)
+    stream = BatchStream(
+        images=torch.tensor(images, device=device),
+        labels=torch.tensor(train.labels[chosen], device=device),
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        augmentation=recipe.augment,
+        preparation=preparation,
+    )
+    held_out_split = source.load("test") if settings.validation == "test" else None
+    if held_out_split is not None:
+        validation = torch.tensor(held_out_split.images), torch.tensor(held_out_split.labels)
+    else:
+        validation = torch.tensor(train.images[held_out]), torch.tensor(train.labels[held_out])
+    model = new_model(recipe, len(source.classes), (3, preparation.height, preparation.width), device)
+    _check_batches(recipe, len(chosen), model)
+    return Job(
+        recipe=recipe,
+        source=source,
+        device=device,
+        stream=stream,
+        validation=None if len(validation[1]) == 0 else (validation[0].to(device), validation[1].to(device)),
+        validation_indices=held_out.tolist(),
+        model=model,
+        average=new_average(recipe, model),
+        optimizer=build_optimizer(recipe.optimizer, model, device),
+    )
+
+
+def new_model(
+    recipe: Recipe, classes: int, input_shape: tuple[int, int, int], device: torch.device
+) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(recipe.seed, WEIGHTS, 0))
+        model = build_model(recipe.model, classes, input_shape)
+    layout = torch.channels_last if recipe.device.channels_last else torch.contiguous_format
+    return model.to(device, memory_format=layout)  # type: ignore[call-overload]
+
+
+def new_average(recipe: Recipe, model: nn.Module) -> AveragedModel | None:
+    if recipe.ema.decay is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema.decay), use_buffers=True)
+
+
+def _check_batches(recipe: Recipe, n_train: int, model: nn.Module) -> None:
+    normalises = any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules())
+    if normalises and 1 in (recipe.batch_size, n_train % recipe.batch_size):
+        raise UserError(
+            f"batch_size {recipe.batch_size} makes a batch of one of {n_train:,} training pictures, and batch"
+            f" normalisation needs two or more: try {recipe.batch_size + 1 + (recipe.batch_size == 1)}"
+        )
