@@ -107,6 +107,38 @@ def test_killed_twenty_times_it_ends_with_the_same_bytes(tmp_path: Path) -> None
     assert not list((tmp_path / "killed").glob(".*.tmp"))
 
 
+class Killed(BaseException):
+    """Stands for a kill at one chosen place: nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("place", ["_forget_states_but", "publish"])
+def test_a_kill_right_after_a_commit_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    job = training.prepare(RECIPE, "demo")
+    run = training.start(job, tmp_path / "killed")
+    whole, calls = getattr(Run, place), 0
+
+    def killed_the_second_time(*arguments: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Killed
+        whole(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, place, killed_the_second_time)
+        with pytest.raises(Killed):
+            list(training.fit(job, run))
+    assert exact(run_in(run.path, RECIPE)) == exact(run_in(tmp_path / "whole", RECIPE))
+    listed = {line.split("  ", 1)[1] for line in (run.path / "SHA256SUMS").read_text().splitlines()}
+    assert {name for name in listed if not (run.path / name).exists()} == set()
+    events = EventAccumulator(str(run.path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss/train")] == [1, 2, 3]
+
+
 class StopAfter:
     """Asks to stop at the n-th time it is asked."""
 

@@ -272,12 +272,21 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, monkeypatch: 
     def no_space(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
+    # checksums, state, state.json, checksums, checksums without the old state, checksums, then the weights
+    whole_write, writes = os.write, iter(range(100))
+
+    def no_space_for_the_weights(descriptor: int, data: bytes) -> int:
+        return no_space() if next(writes) == 6 else whole_write(descriptor, data)
+
     with monkeypatch.context() as full:
-        full.setattr(os, "write", no_space)
+        full.setattr(os, "write", no_space_for_the_weights)
         with pytest.raises(UserError, match="cannot write .*No space left on device"):
             list(events)
     assert run.weights_path("last").read_bytes() == before
     assert not list(run.path.glob(".*.tmp"))
+    run.weights_path("last").write_bytes(before[:-1] + b"x")
+    with pytest.raises(UserError, match="is damaged"):
+        run.load_weights("last")
     list(training.fit(*training.reopen(run.path)))
     assert run.is_complete
 

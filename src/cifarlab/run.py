@@ -445,6 +445,8 @@ class Run:
     def _set_sums(self, changes: Mapping[str, str | None]) -> None:
         with _open_lock(self.path / SUMS_LOCK) as descriptor:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+            for cut_off in self.path.glob(f".{SUMS}.*.tmp"):  # of a process that was killed: the lock is ours
+                cut_off.unlink(missing_ok=True)
             sums: dict[str, str | None] = {**self._sums(), **changes}
             lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items()) if digest]
             write_atomic(self.path / SUMS, "".join(lines).encode())
