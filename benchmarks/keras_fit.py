@@ -223,6 +223,11 @@ class Worker:
         self.process.stdin.flush()
         return self._read()
 
+    def turn(self) -> dict[str, Any]:
+        """One epoch that counts, after one that does not: while it slept, its pages may have left the memory."""
+        self.ask()
+        return self.ask()
+
     def _read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         for line in self.process.stdout:
@@ -263,7 +268,7 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
     rounds = []
     for index in range(options.pairs):
         order = list(sides) if index % 2 == 0 else list(reversed(sides))
-        rounds.append({side: sides[side].ask() for side in order})
+        rounds.append({side: sides[side].turn() for side in order})
         print(f"  {name}, round {index + 1} of {options.pairs}: " + speeds_text(rounds[-1]), file=sys.stderr)
     shares = {side: sides[side].ask("profile") for side in sides if side.startswith("cifarlab")}
     versions = {key: value for worker in sides.values() for key, value in worker.about["versions"].items()}

@@ -215,3 +215,9 @@ def test_every_dependency_is_pinned():
 def test_the_licence_is_there():
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License" in text and "Version 2.0, January 2004" in text and "END OF TERMS" in text
+
+
+def test_the_tables_of_results_are_what_the_records_say():
+    command = [sys.executable, str(ROOT / "scripts" / "results_table.py"), "--check"]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
