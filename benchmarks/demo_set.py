@@ -42,7 +42,9 @@ def main() -> None:
         }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(results, indent=1) + "\n")
-    print("\n| demo | n | test accuracy %: mean | deviation | seconds a run |\n| --- | --- | --- | --- | --- |")
+    print(
+        "\n| demo | n | test accuracy %: mean | deviation | seconds a run |\n| --- | --- | --- | --- | --- |"
+    )
     for name, runs in results.items():
         accuracies = [100 * run["test_accuracy"] for run in runs]
         seconds = statistics.mean(run["elapsed_seconds"] for run in runs)
@@ -52,7 +54,9 @@ def main() -> None:
         )
     pairs = zip(*results.values(), strict=True)
     gains = [100 * (augmented["test_accuracy"] - plain["test_accuracy"]) for augmented, plain in pairs]
-    print(f"\nAugmentation adds {', '.join(f'{gain:.1f}' for gain in gains)} points (seeds 0 to {seeds - 1}).")
+    print(
+        f"\nAugmentation adds {', '.join(f'{gain:.1f}' for gain in gains)} points (seeds 0 to {seeds - 1})."
+    )
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def table(root: str) -> str:
     records = sorted(path.parent for path in (ROOT / "results").glob("*/recipe.json"))
     note = (
         "\nCIFAR-10, all 10,000 test images, weights of the last epoch, one run each (its seed in brackets), so no"
-        " deviation.\n† As in the write-up, validation was the test set, and nothing was chosen by it. The two trainings"
+        " deviation.\n† As in the write-up, validation was the test set, and nothing was chosen by it. The trainings"
         " ran at the same time,\none core each, on a machine that other programs used: the times are upper bounds.\n"
     )
     return f"{BEGIN}\n{HEADER}{''.join(row(record, root) for record in records)}{note}{END}"

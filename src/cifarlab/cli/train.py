@@ -17,10 +17,10 @@ from cifarlab.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cifarlab.recipe import Recipe
-    from cifarlab.run import Run
     from cifarlab.cost import Estimate
     from cifarlab.job import Job
+    from cifarlab.recipe import Recipe
+    from cifarlab.run import Run
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout instead; progress on stderr.")
