@@ -15,7 +15,7 @@ show() {
 
 show cifarlab train demo --data demo --out "$run"
 show cifarlab evaluate "$run"
-show cifarlab data demo --figure "$run/figures/pictures.png"
+show cifarlab data demo --figure "$run/figures/pictures.png" --per-class 3
 
 cat <<EOF
 

@@ -44,7 +44,7 @@ def epoch_header(recipe: Recipe) -> str:
     width = _epoch_width(recipe.epochs)
     groups = f"{'':{width}}  {'training':^17}  {validation:^17}  {'learning':>9}"
     names = f"{'epoch':>{width}}  {'loss':>8} {'accuracy':>8}  {'loss':>8} {'accuracy':>8}  {'rate':>9}"
-    return f"{groups}\n{names}  {'images/s':>8}  {'seconds':>7}"
+    return f"{groups}\n{names}  {'images/s':>8}  {'elapsed':>7}"
 
 
 def epoch_line(row: dict[str, Any], epochs: int, is_best: bool) -> str:

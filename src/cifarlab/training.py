@@ -133,7 +133,7 @@ def _replanned(run: Run, epochs: int | None, overrides: dict[str, Any]) -> Recip
             raise UserError(
                 f"the schedule {recipe.schedule.name} is tied to the total of {recipe.epochs} epochs: another total"
                 " would have had other rates from the start; set the schedule again, for example"
-                " --set schedule.name=constant"
+                f" --set schedule.name=constant, which goes on at the full rate {recipe.optimizer.learning_rate:g}"
             )
         overrides["epochs"] = epochs
     return override(recipe, overrides) if overrides else recipe

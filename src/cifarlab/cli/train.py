@@ -119,6 +119,8 @@ def resume(
     console.print(f"{about}; {_device_text(job)}", markup=False)
     if job.recipe.data.validation == "test":
         console.print(f"note: {screen.VALIDATION_IS_TEST}")
+    if job.recipe == opened.recipe and opened.is_complete:
+        console.print("nothing is left to train: --epochs N, the new total, goes on beyond the planned end")
     _follow(console, job, lambda: opened, as_json)
 
 
