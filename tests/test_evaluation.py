@@ -172,3 +172,15 @@ def test_logits_that_are_not_finite_give_no_loss(run: Run) -> None:
     save_file(tensors, path, metadata={"cifarlab": json.dumps(header)})
     (run.path / "SHA256SUMS").unlink()
     assert evaluate(Run(run.path)).loss is None
+
+
+def test_an_answer_from_stored_logits_leaves_the_record_as_it_was(
+    demo_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(demo_run.path, tmp_path / "run")
+    first = evaluate(tmp_path / "run")
+    before = (tmp_path / "run" / "evaluation.json").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    again = evaluate("run")
+    assert again.reused and again.accuracy == first.accuracy
+    assert (tmp_path / "run" / "evaluation.json").read_bytes() == before

@@ -4,6 +4,7 @@ The test set is opened here alone (and by training where a recipe says `data.val
 recorded in the run. The logits are stored; the same weights on the same split are answered from them.
 """
 
+import json
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -109,7 +110,8 @@ def evaluate(
         _store_logits(run, opened, chosen, weights_sha256, logits, labels)
     else:
         result = measure(run, split, chosen, *stored, reused=True)
-        _record(run, result, test_set_use_of=None)
+        if not _is_recorded(run, result):  # what is known already leaves the record as it was
+            _record(run, result, test_set_use_of=None)
     return result
 
 
@@ -210,6 +212,13 @@ def _store_logits(
     checksums = header["weights_sha256"] | {weights: weights_sha256}
     tensors = tensors | {f"logits-{weights}": logits, "labels": labels}
     run.write_logits(opened, tensors, {"weights_sha256": checksums, "data": run.data["checksum"]})
+
+
+def _is_recorded(run: Run, result: Evaluation) -> bool:
+    recorded = run.evaluations.get(result.split, {}).get(result.weights)
+    return recorded is not None and {**recorded, "run": ""} == json.loads(
+        json.dumps({**result.to_dict(), "run": ""})
+    )
 
 
 def _record(run: Run, result: Evaluation, *, test_set_use_of: str | None) -> None:
