@@ -30,7 +30,7 @@ A recipe holds every number that decides a result. `cifarlab show RECIPE` prints
 """
 
 GROUPS: tuple[tuple[str, str, tuple[type[BaseModel], ...]], ...] = (
-    ("model", "", (specs.VGG,)),
+    ("model", "The family of networks, by `model.name`.", (specs.VGG, specs.MLP, specs.AlexNet)),
     ("data", "", (recipe.Data,)),
     ("augment", "", (recipe.Augment,)),
     (

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cifarlab.errors import UserError, nearest, one_of
-from cifarlab.models.specs import ModelSpec
+from cifarlab.models.specs import MLP, VGG, AlexNet, ModelSpec
 
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -283,6 +283,11 @@ class Recipe(Part):
     loss: Loss = Loss()
     ema: EMA = EMA()
     early_stopping: EarlyStopping = EarlyStopping()
+    weights: Literal["best", "last"] = Field(
+        default="best",
+        description="which `evaluate` takes: those of the lowest validation loss, or of the last epoch; always the"
+        " last where validation is none or test",
+    )
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
     epochs: Epochs = 100
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -442,7 +447,7 @@ def _mistake(detail: Any) -> str:
 _PARTS_BY_GROUP: dict[str, tuple[type[BaseModel], ...]] = {
     "optimizer": (SGD, RMSprop, Adam, AdamW),
     "schedule": (Constant, Step, InverseTime, Cosine, Cyclical, OneCycle, Linear, Plateau),
-    "model": (ModelSpec,),
+    "model": (VGG, MLP, AlexNet),
 }
 _TAGS = {part.model_fields["name"].default for parts in _PARTS_BY_GROUP.values() for part in parts}
 

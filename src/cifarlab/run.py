@@ -53,9 +53,14 @@ def is_run(path: Path) -> bool:
     return (path / RECIPE).is_file()
 
 
+def keeps_best(recipe: Recipe) -> bool:
+    """Whether there is a validation loss that weights may be chosen by."""
+    return recipe.data.validation not in ("none", "test")
+
+
 def best_epoch(rows: list[Row], recipe: Recipe) -> int | None:
     """The epoch (from 1) of the lowest validation loss; None where nothing may be chosen by it."""
-    if recipe.data.validation in ("none", "test") or not rows:
+    if not keeps_best(recipe) or not rows:
         return None
     return min(rows, key=lambda row: row["validation_loss"])["epoch"]
 
@@ -163,8 +168,8 @@ class Run:
 
     @property
     def default_weights(self) -> Weights:
-        """`best` by validation loss; `last` where validation was the test set, or there was none."""
-        return "last" if self.recipe.data.validation in ("none", "test") else "best"
+        """The recipe's own; `last` where validation was the test set, or there was none."""
+        return self.recipe.weights if keeps_best(self.recipe) else "last"
 
     @property
     def is_complete(self) -> bool:
@@ -212,7 +217,7 @@ class Run:
         return Preparation.from_json(json.dumps(self.load_weights(weights)[1]["preparation"]))
 
     def _why_no_weights(self, weights: Weights) -> str:
-        if weights == "best" and self.default_weights == "last":
+        if weights == "best" and not keeps_best(self.recipe):
             return (
                 f"{self.path} keeps no best weights: with data.validation={self.recipe.data.validation} nothing is"
                 " chosen by validation loss; use the last"
@@ -517,11 +522,13 @@ def _make_numbered(parent: Path, stem: str) -> Path:
 
 
 def _training_digest(recipe: Recipe) -> str:
-    """Of everything in a recipe that a state depends on: not the plan (epochs, schedule, early stopping) or device."""
-    content = recipe.model_dump(
-        mode="json", exclude={"epochs", "schedule", "early_stopping", "device", "published"}
-    )
-    return _digest(content)
+    """Of everything in a recipe that a state depends on: not the plan (epochs, schedule, early stopping) or device.
+
+    Fields at their defaults are left out, so that a field added by a later version changes no digest.
+    """
+    plan = {"epochs", "schedule", "early_stopping", "device", "weights", "published"}
+    content = recipe.model_dump(mode="json", exclude=plan, exclude_defaults=True)
+    return _digest(content | {"kinds": [recipe.model.name, recipe.optimizer.name]})
 
 
 def _digest(content: Any) -> str:

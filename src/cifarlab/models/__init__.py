@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from cifarlab.errors import UserError
 from cifarlab.models.specs import ModelSpec
 
 if TYPE_CHECKING:
@@ -18,19 +17,15 @@ def build_model(spec: ModelSpec, classes: int, input_shape: InputShape = (3, 32,
     Raises:
         UserError: when pictures of `input_shape` (C, H, W) are too small for it.
     """
-    smallest = 2 ** len(spec.widths)
-    if min(input_shape[1:]) < smallest:
-        raise UserError(
-            f"{len(spec.widths)} blocks halve the picture {len(spec.widths)} times and need at least"
-            f" {smallest}x{smallest} pixels, {input_shape[1]}x{input_shape[2]} given: give model.widths fewer blocks"
-        )
     return _families()[spec.name](spec, classes, input_shape)
 
 
 def _families() -> dict[str, Callable[[Any, int, InputShape], "nn.Module"]]:
+    from cifarlab.models.alexnet import build_alexnet
+    from cifarlab.models.mlp import build_mlp
     from cifarlab.models.vgg import build_vgg
 
-    return {"vgg": build_vgg}
+    return {"alexnet": build_alexnet, "mlp": build_mlp, "vgg": build_vgg}
 
 
 def describe_model(model: "nn.Module", input_shape: InputShape = (3, 32, 32)) -> list[dict[str, Any]]:

@@ -53,6 +53,30 @@ def _random_bits(count: int) -> Tensor:
     return torch.from_numpy(words.view(np.int16))[:count]
 
 
+class SameConv2d(nn.Conv2d):
+    """A convolution with TensorFlow's `same` padding: an odd row or column goes to the bottom and the right."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        padding = []
+        for size, kernel, stride in zip(
+            reversed(input.shape[2:]), reversed(self.kernel_size), reversed(self.stride), strict=True
+        ):
+            missing = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            padding += [missing // 2, missing - missing // 2]
+        return super().forward(nn.functional.pad(input, padding))
+
+
+def keras_convolution(
+    channels: int, filters: int, kernel_size: int, *, padding: str, stride: int = 1
+) -> nn.Conv2d:
+    """`padding` is TensorFlow's `same` or `valid`."""
+    if padding == "valid":
+        return nn.Conv2d(channels, filters, kernel_size, stride=stride)
+    if stride == 1 and kernel_size % 2 == 1:  # as much on every side
+        return nn.Conv2d(channels, filters, kernel_size, padding=kernel_size // 2)
+    return SameConv2d(channels, filters, kernel_size, stride=stride)
+
+
 def keras_batch_norm(channels: int, *, dimensions: int) -> nn.Module:
     """Keras's momentum of 0.99 is PyTorch's 0.01; its epsilon is 1e-3.
 

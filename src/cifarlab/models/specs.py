@@ -3,7 +3,7 @@
 Each family has its settings here and its `nn.Module` in the module of the same name.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,21 +16,36 @@ class Spec(BaseModel):
 
 
 class VGG(Spec):
-    """Blocks of two 3x3 convolutions and a 2x2 max-pool, then one hidden dense layer: the networks of T1.
+    """Blocks of convolutions and a 2x2 max-pool, then at most one hidden dense layer: most of the published networks.
 
-    Every convolution and the hidden dense layer are followed by ReLU, then by batch normalisation if asked for.
+    Every convolution and the hidden dense layer are followed by the activation.
     """
 
     name: Literal["vgg"] = "vgg"
     widths: tuple[Width, ...] = Field(
         default=(32, 64, 128), min_length=1, max_length=5, description="filters of each block"
     )
-    dense: Width = Field(default=128, description="units of the hidden dense layer")
-    pool_dropout: tuple[Rate, ...] = Field(
-        default=(), description="dropout rate after each pool; empty for none"
+    convolutions: Annotated[int, Field(ge=1, le=8)] = Field(default=2, description="of each block")
+    kernel_size: Annotated[int, Field(ge=1, le=11)] = Field(default=3, description="pixels a side")
+    padding: Literal["same", "valid"] = Field(
+        default="same", description="same: TensorFlow's, an odd row or column at the bottom and right"
     )
+    activation: Literal["relu", "elu"] = "relu"
+    initializer: Literal["he_uniform", "glorot_uniform"] = Field(
+        default="he_uniform", description="of the kernels, but the last layer's, which are glorot_uniform"
+    )
+    dense: Width | None = Field(
+        default=128, description="units of the hidden dense layer; none: no such layer"
+    )
+    pool_dropout: tuple[Rate, ...] = Field(
+        default=(), description="dropout rate at each pool; empty for none"
+    )
+    dropout_place: Literal["after-pool", "before-pool"] = "after-pool"
     dense_dropout: Rate = Field(default=0.0, description="dropout rate after the hidden dense layer")
-    batch_norm: bool = Field(default=False, description="batch normalisation after every ReLU")
+    batch_norm: bool = False
+    batch_norm_place: Literal["activations", "dropouts"] = Field(
+        default="activations", description="after every activation, or once before every dropout"
+    )
 
     @model_validator(mode="after")
     def one_rate_for_each_pool(self) -> "VGG":
@@ -40,5 +55,29 @@ class VGG(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def dense_dropout_has_its_layer(self) -> "VGG":
+        if self.dense is None and self.dense_dropout > 0.0:
+            raise ValueError("dense_dropout needs a hidden dense layer: set dense, or dense_dropout to 0")
+        return self
 
-ModelSpec = VGG
+
+class MLP(Spec):
+    """Hidden dense layers with ReLU over the flattened picture."""
+
+    name: Literal["mlp"] = "mlp"
+    widths: tuple[Width, ...] = Field(
+        default=(1000, 512), min_length=1, max_length=16, description="units of each hidden layer"
+    )
+    dropout: Rate = Field(default=0.0, description="dropout rate after every hidden layer")
+
+
+class AlexNet(Spec):
+    """A small AlexNet for pictures of about 32 pixels a side: five convolutions, two hidden dense layers (T4)."""
+
+    name: Literal["alexnet"] = "alexnet"
+    dense: Width = Field(default=4096, description="units of each of the two hidden dense layers")
+    dense_dropout: Rate = Field(default=0.4, description="dropout rate after each of them")
+
+
+ModelSpec = Annotated[Union[VGG, MLP, AlexNet], Field(discriminator="name")]

@@ -2,9 +2,17 @@
 
 from cifarlab.errors import UserError, nearest, one_of
 from cifarlab.recipe import Recipe
-from cifarlab.recipes import brownlee, demo
+from cifarlab.recipes import (
+    brownlee,
+    classification_notebook,
+    deep_learning_lab,
+    demo,
+    six_convolutions,
+    trading,
+)
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*demo.RECIPES, *brownlee.RECIPES)}
+SOURCES = (demo, brownlee, six_convolutions, deep_learning_lab, trading, classification_notebook)
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for source in SOURCES for recipe in source.RECIPES}
 
 
 def get_recipe(name: str) -> Recipe:
