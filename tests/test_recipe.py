@@ -120,6 +120,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_names() -> None:
         ("schedule.name=step", "schedule.epochs must be set; schedule.factors must be set"),
         ("model.widths=[3,4]", "one rate for each of the 2 blocks"),
         ("early_stopping.patience_epochs=3", "watches the validation loss"),
+        ("data.fold=5", "of 5 folds there are 0 to 4, fold 5 given"),
         ("epochs", "--set needs field=value"),
         ("lerning_rate=1", "unknown field 'lerning_rate'"),
     ],
@@ -172,3 +173,9 @@ def test_which_schedules_are_tied_to_the_total(name: str, tied: bool) -> None:
 def test_cosine_with_restarts_is_not_tied_to_the_total() -> None:
     recipe = override(get_recipe("demo"), {"schedule.name": "cosine", "schedule.restart_epochs": 2})
     assert not tied_to_total(recipe.schedule)
+
+
+def test_a_fold_is_judged_and_chooses_nothing() -> None:
+    text = mistake("vgg3-bn", "data.validation=fold", "early_stopping.patience_epochs=3")
+    assert "data.validation=fold gives none to choose by" in text
+    assert not override(get_recipe("demo"), {"data.validation": "fold"}).data.may_choose

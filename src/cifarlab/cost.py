@@ -46,7 +46,7 @@ def estimate(job: Job, measured_steps: int = 8) -> Estimate:
         validation_seconds = _validation_seconds(trial)
     per_epoch = per_step * job.steps_per_epoch + validation_seconds
     weights_bytes = sum(tensor.nbytes for tensor in job.weights.state_dict().values())
-    kept = 1 if recipe.data.validation in ("none", "test") else 2  # last, and best where there is one
+    kept = 2 if recipe.data.may_choose else 1  # last, and best where there is one
     state_bytes = sum(tensor.nbytes for tensor in training_tensors(trial).values())
     return Estimate(
         elapsed_seconds=per_epoch * recipe.epochs,

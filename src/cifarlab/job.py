@@ -74,6 +74,8 @@ def prepare(recipe: Recipe, data: str = "cifar10", data_dir: str | Path | None =
         settings.validation_fraction,
         settings.validation_images,
         settings.validation_seed,
+        settings.folds,
+        settings.fold,
     )
     images = train.images if len(held_out) == 0 else train.images[chosen]
     preparation = Preparation.from_training_images(settings.preparation, images)

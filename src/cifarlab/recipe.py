@@ -41,9 +41,10 @@ class Data(Part):
         description="scale: pixels / 255; center: minus each channel's mean as well; standardize: one mean and one"
         " deviation over all training pixels and channels; standardize-channels: one of each for every channel",
     )
-    validation: Literal["stratified", "first", "last", "none", "test"] = Field(
+    validation: Literal["stratified", "first", "last", "none", "test", "fold"] = Field(
         default="stratified",
-        description="'test' uses the test set as some write-ups did; every output then says so",
+        description="'test' uses the test set as some write-ups did; every output then says so; 'fold': one part of"
+        " a cross-validation, which is judged and chooses nothing (`train --folds` trains them all)",
     )
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         default=0.1, description="of the training set"
@@ -52,13 +53,30 @@ class Data(Part):
         default=None, description="beats validation_fraction"
     )
     validation_seed: Annotated[int, Field(ge=0)] = Field(
-        default=2020, description="of the stratified cut, apart from `seed`"
+        default=2020, description="of the stratified cut and of the folds, apart from `seed`"
+    )
+    folds: Annotated[int, Field(ge=2, le=1000)] = Field(
+        default=5, description="parts of a cross-validation; only with validation = fold"
+    )
+    fold: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="the part to validate on, from 0 to folds - 1; only with validation = fold"
     )
     steps_per_epoch: Literal["ceil", "floor"] = Field(
         default="ceil",
         description="images / batch_size rounded up, or down: with floor, passes over the data drift against epochs"
         " as with Keras's steps_per_epoch = n // batch_size over an endless stream",
     )
+
+    @model_validator(mode="after")
+    def fold_is_one_of_the_folds(self) -> "Data":
+        if self.fold >= self.folds:
+            raise ValueError(f"of {self.folds} folds there are 0 to {self.folds - 1}, fold {self.fold} given")
+        return self
+
+    @property
+    def may_choose(self) -> bool:
+        """Whether validation pictures may choose weights or an end: not the test set, not a fold that is judged."""
+        return self.validation not in ("none", "test", "fold")
 
 
 class Augment(Part):
@@ -286,7 +304,7 @@ class Recipe(Part):
     weights: Literal["best", "last"] = Field(
         default="best",
         description="which `evaluate` takes: those of the lowest validation loss, or of the last epoch; always the"
-        " last where validation is none or test",
+        " last where validation is none, test or fold",
     )
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
     epochs: Epochs = 100
@@ -300,10 +318,10 @@ class Recipe(Part):
             ("schedule.name=plateau", self.schedule.name == "plateau"),
         ]
         for field, on in watchers:
-            if on and self.data.validation in ("none", "test"):
+            if on and not self.data.may_choose:
                 raise ValueError(
                     f"{field} watches the validation loss, and data.validation={self.data.validation} gives none"
-                    " to choose by: set data.validation to stratified, first or last"
+                    f" to choose by: set data.validation to stratified, first or last, or leave {field} out"
                 )
         return self
 

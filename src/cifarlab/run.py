@@ -55,7 +55,7 @@ def is_run(path: Path) -> bool:
 
 def keeps_best(recipe: Recipe) -> bool:
     """Whether there is a validation loss that weights may be chosen by."""
-    return recipe.data.validation not in ("none", "test")
+    return recipe.data.may_choose
 
 
 def best_epoch(rows: list[Row], recipe: Recipe) -> int | None:

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cifarlab.data.splits import largest_remainder, split_validation
+from cifarlab.data.splits import KINDS, largest_remainder, split_validation
 from cifarlab.errors import UserError
 
 CIFAR_LIKE = np.tile(np.arange(10), 5_000)
 
 label_arrays = st.lists(st.integers(0, 5), min_size=2, max_size=300).map(lambda x: np.array(x, np.int64))
 fractions = st.floats(0.01, 0.99)
-kinds = st.sampled_from(["stratified", "first", "last", "none", "test"])
+kinds = st.sampled_from(KINDS)
 
 
 @given(label_arrays, kinds, fractions, st.integers(0, 2**63))
@@ -132,3 +132,34 @@ def test_a_class_too_small_is_named():
     labels = np.array([0] * 100 + [1] * 2)
     with pytest.raises(UserError, match="class 1 has 2 training pictures, too few"):
         split_validation(labels)
+
+
+@given(
+    st.lists(st.integers(2, 60), min_size=1, max_size=8),
+    st.integers(2, 12),
+    st.integers(0, 2**32),
+    st.randoms(),
+)
+def test_folds_share_out_every_picture_once_and_every_class_alike(sizes, folds, seed, shuffler):
+    assume(folds <= min(sizes))
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    shuffler.shuffle(labels)
+    parts = [split_validation(labels, "fold", seed=seed, folds=folds, fold=fold)[1] for fold in range(folds)]
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+    assert {len(part) - len(labels) // folds for part in parts} <= {0, 1}
+    for label, size in enumerate(sizes):
+        assert {np.sum(labels[part] == label) - size // folds for part in parts} <= {0, 1}
+
+
+def test_the_folds_of_cifar10_are_fixed_for_ever_and_are_no_runs_of_the_file():
+    _, validation = split_validation(CIFAR_LIKE, "fold", fold=2)
+    assert np.bincount(CIFAR_LIKE[validation]).tolist() == [1000] * 10
+    assert hashlib.sha256(validation.astype("<i8").tobytes()).hexdigest().startswith("a44094c33e68102d")
+    assert not np.array_equal(validation, split_validation(CIFAR_LIKE, "fold", fold=2, seed=1)[1])
+
+
+def test_folds_that_cannot_be_made_say_why():
+    with pytest.raises(UserError, match="no more than the 2 training pictures of class 1, the smallest"):
+        split_validation(np.array([0] * 100 + [1] * 2), "fold", folds=3)
+    with pytest.raises(UserError, match="fold 5: of 5 folds there are 0 to 4"):
+        split_validation(CIFAR_LIKE, "fold", fold=5)

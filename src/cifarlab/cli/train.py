@@ -182,7 +182,8 @@ def _print_plan(console: Console, job: Job, expected: Estimate) -> None:
 
 
 def _validation_text(job: Job) -> str:
-    how = job.recipe.data.validation
+    settings = job.recipe.data
+    how = settings.validation
     if how == "none":
         return "none to validate on"
     where = {
@@ -190,6 +191,7 @@ def _validation_text(job: Job) -> str:
         "stratified": "cut from the training set, class by class",
         "first": "the first of the training set",
         "last": "the last of the training set",
+        "fold": f"fold {settings.fold} of 0 to {settings.folds - 1}",
     }[how]
     return f"{job.n_validation:,} to validate on: {where}"
 

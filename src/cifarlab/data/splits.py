@@ -8,7 +8,7 @@ import numpy as np
 
 from cifarlab.errors import UserError, nearest, one_of
 
-KINDS = ("stratified", "first", "last", "none", "test")
+KINDS = ("stratified", "first", "last", "none", "test", "fold")
 
 
 def split_validation(
@@ -17,6 +17,8 @@ def split_validation(
     fraction: float = 0.1,
     images: int | None = None,
     seed: int = 2020,
+    folds: int = 5,
+    fold: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices into the training set to train on, and to validate on: int64, ascending, disjoint, complete.
 
@@ -25,7 +27,9 @@ def split_validation(
       "first"       the first pictures in file order;
       "last"        the last pictures in file order, as Keras's `validation_split` takes them;
       "none"        nothing is held out;
-      "test"        nothing either: the test set serves as validation.
+      "test"        nothing either: the test set serves as validation;
+      "fold"        number `fold` (from 0) of `folds` parts that are disjoint, complete, and alike in size and in
+                    every class to within one picture, drawn with `seed`: stratified cross-validation.
     The number held out is `images`, or else `fraction` of N (0 < fraction < 1), counted as Keras 3 counts it:
     N - floor(N * (1 - fraction)) (keras/src/trainers/data_adapters/array_slicing.py, train_validation_split).
 
@@ -39,6 +43,8 @@ def split_validation(
     every = np.arange(len(labels), dtype=np.int64)
     if kind in ("none", "test"):
         return every, every[:0]
+    if kind == "fold":
+        return _fold(labels, folds, fold, seed)
     held_out = _held_out(len(labels), fraction, images)
     if kind == "first":
         return every[held_out:], every[:held_out]
@@ -70,13 +76,35 @@ def _stratified(labels: np.ndarray, held_out: int, seed: int) -> tuple[np.ndarra
                 f"{held_out:,} in {len(labels):,}: {share:,} would validate; change the size, or set "
                 "validation to first, last or none"
             )
-    # NumPy keeps the raw stream of a bit generator unchanged for ever (NEP 19), which it does not promise for
-    # the methods of Generator: the order of raw draws is a shuffle that stays.
-    keys = np.random.PCG64(seed).random_raw(len(labels))
-    order = np.argsort(keys, kind="stable")
+    order = _shuffled(len(labels), seed)
     chosen = [order[labels[order] == label][:share] for label, share in zip(classes, shares, strict=True)]
-    validates = np.zeros(len(labels), bool)
-    validates[np.concatenate(chosen)] = True
+    return _cut(len(labels), np.concatenate(chosen))
+
+
+def _fold(labels: np.ndarray, folds: int, fold: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Shuffled pictures, class by class, are dealt to the folds in turn, from one class to the next without a break."""
+    classes, counts = np.unique(labels, return_counts=True)
+    if not 2 <= folds <= counts.min():
+        raise UserError(
+            f"{folds:,} folds: there must be 2 or more, and no more than the {counts.min():,} training pictures of"
+            f" class {classes[counts.argmin()]}, the smallest"
+        )
+    if not 0 <= fold < folds:
+        raise UserError(f"fold {fold}: of {folds} folds there are 0 to {folds - 1}")
+    order = _shuffled(len(labels), seed)
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    return _cut(len(labels), by_class[fold::folds])
+
+
+def _shuffled(n: int, seed: int) -> np.ndarray:
+    """NumPy keeps the raw stream of a bit generator unchanged for ever (NEP 19), which it does not promise for the
+    methods of Generator: the order of raw draws is a shuffle that stays."""
+    return np.argsort(np.random.PCG64(seed).random_raw(n), kind="stable")
+
+
+def _cut(n: int, validation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    validates = np.zeros(n, bool)
+    validates[validation] = True
     return np.flatnonzero(~validates).astype(np.int64), np.flatnonzero(validates).astype(np.int64)
 
 
