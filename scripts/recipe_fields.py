@@ -48,6 +48,7 @@ GROUPS: tuple[tuple[str, str, tuple[type[BaseModel], ...]], ...] = (
     ("loss", "Cross-entropy.", (recipe.Loss,)),
     ("ema", "", (recipe.EMA,)),
     ("early_stopping", "", (recipe.EarlyStopping,)),
+    ("finetune", "", (recipe.Finetune,)),
     ("device", "", (recipe.Device,)),
 )
 

@@ -1,5 +1,7 @@
 """What a whole training is expected to take, from a few measured steps."""
 
+import copy
+import math
 import resource
 import sys
 import time
@@ -7,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cifarlab.job import Job, new_average, new_model
-from cifarlab.optim import build_optimizer
+from cifarlab.job import Job, new_average, new_optimizer
 from cifarlab.training import VALIDATION_BATCH, predict_logits, train_step, training_tensors
+from cifarlab.transfer import freeze_for_epoch
 
 GROWTH = 1.25  # of memory over a run (validation, figures, saving): vgg3-bn's 854 MB became 1,058 MB
 
@@ -26,15 +28,19 @@ class Estimate:
 
 
 def estimate(job: Job, measured_steps: int = 8) -> Estimate:
-    """Measure a few steps on a copy of the network and scale them to the whole run. Leaves no trace."""
+    """Measure a few steps on a copy of the network and scale them to the whole run. Leaves no trace.
+
+    Of a gradual unfreezing the last, most costly stretch is measured.
+    """
     recipe = job.recipe
     with torch.random.fork_rng(devices=[]):
-        trial = replace(job, model=new_model(recipe, len(job.source.classes), job.input_shape, job.device))
+        trial = replace(job, model=copy.deepcopy(job.model))
         trial = replace(
             trial,
             average=new_average(recipe, trial.model),
-            optimizer=build_optimizer(recipe.optimizer, trial.model, job.device),
+            optimizer=new_optimizer(recipe, trial.model, job.device),
         )
+        freeze_for_epoch(recipe.finetune, trial.model, math.inf)
         batches = trial.stream.from_step(0)
         seconds = []
         for step in range(measured_steps + 2):

@@ -1,9 +1,12 @@
 """A job: a recipe with its data on the device and its network built, ready to train."""
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -18,6 +21,8 @@ from cifarlab.optim import build_optimizer
 from cifarlab.preparation import Preparation
 from cifarlab.process import keep_freed_memory
 from cifarlab.recipe import Recipe
+from cifarlab.run import Run
+from cifarlab.transfer import begin_with, freeze_for_epoch, frozen_layers, open_base, rate_factors
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +38,7 @@ class Job:
     model: nn.Module
     average: AveragedModel | None
     optimizer: torch.optim.Optimizer
+    initial_weights: dict[str, Any] | None = None  # where weights from elsewhere came from, for data.json
 
     @property
     def n_train(self) -> int:
@@ -57,14 +63,22 @@ class Job:
         return 3, self.stream.preparation.height, self.stream.preparation.width
 
 
-def prepare(recipe: Recipe, data: str = "cifar10", data_dir: str | Path | None = None) -> Job:
+def prepare(
+    recipe: Recipe,
+    data: str = "cifar10",
+    data_dir: str | Path | None = None,
+    resumed: Run | None = None,
+) -> Job:
     """Open the data, cut validation, put pictures on the device, and build the network with its first weights.
+
+    The job of a run that is `resumed` gets its weights from the run's state: what they began with is not opened again.
 
     Raises:
         UserError: for data that is missing or damaged, a device that is not there, or a recipe that does not fit.
     """
     keep_freed_memory()
     device = choose_device(recipe.device)
+    base = None if resumed else open_base(recipe)
     source = open_source(data, None if data_dir is None else Path(data_dir))
     train = source.load("train")
     settings = recipe.data
@@ -78,7 +92,7 @@ def prepare(recipe: Recipe, data: str = "cifar10", data_dir: str | Path | None =
         settings.fold,
     )
     images = train.images if len(held_out) == 0 else train.images[chosen]
-    preparation = Preparation.from_training_images(settings.preparation, images)
+    preparation = _preparation(recipe, images, base, resumed)
     stream = BatchStream(
         images=torch.tensor(images, device=device),
         labels=torch.tensor(train.labels[chosen], device=device),
@@ -93,6 +107,7 @@ def prepare(recipe: Recipe, data: str = "cifar10", data_dir: str | Path | None =
     else:
         validation = torch.tensor(train.images[held_out]), torch.tensor(train.labels[held_out])
     model = new_model(recipe, len(source.classes), (3, preparation.height, preparation.width), device)
+    initial_weights = None if base is None else _begin_with(base, recipe, model, source.classes, preparation)
     _check_batches(recipe, len(chosen), model)
     return Job(
         recipe=recipe,
@@ -103,8 +118,35 @@ def prepare(recipe: Recipe, data: str = "cifar10", data_dir: str | Path | None =
         validation_indices=held_out.tolist(),
         model=model,
         average=new_average(recipe, model),
-        optimizer=build_optimizer(recipe.optimizer, model, device),
+        optimizer=new_optimizer(recipe, model, device),
+        initial_weights=initial_weights,
     )
+
+
+def _preparation(recipe: Recipe, images: np.ndarray, base: Run | None, resumed: Run | None) -> Preparation:
+    """Fitted to `images` uint8 (N, H, W, 3), or else that of the network which training begins with."""
+    fitted = Preparation.from_training_images(recipe.data.preparation, images)
+    if base is not None:
+        theirs = base.load_preparation()
+    elif resumed is not None and "preparation" in resumed.data.get("initial_weights", {}):
+        theirs = Preparation.from_json(json.dumps(resumed.data["initial_weights"]["preparation"]))
+    else:
+        return fitted
+    return replace(theirs, height=fitted.height, width=fitted.width)
+
+
+def _begin_with(
+    base: Run, recipe: Recipe, model: nn.Module, classes: tuple[str, ...], preparation: Preparation
+) -> dict[str, Any]:
+    frozen = frozen_layers(recipe.finetune, model, epoch=0) if recipe.finetune.freeze else set()
+    new_layers = begin_with(model, base, classes, frozen)
+    return {
+        "run": str(base.path),
+        "weights": base.default_weights,
+        "sha256": base.weights_checksum(base.default_weights),
+        "new_layers": new_layers,
+        "preparation": asdict(preparation),
+    }
 
 
 def new_model(
@@ -115,6 +157,14 @@ def new_model(
         model = build_model(recipe.model, classes, input_shape)
     layout = torch.channels_last if recipe.device.channels_last else torch.contiguous_format
     return model.to(device, memory_format=layout)  # type: ignore[call-overload]
+
+
+def new_optimizer(recipe: Recipe, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    """The optimiser over all that is ever trained; `model` is left frozen as in the first epoch."""
+    freeze_for_epoch(recipe.finetune, model, math.inf)
+    optimizer = build_optimizer(recipe.optimizer, model, device, rate_factors(recipe.finetune, model))
+    freeze_for_epoch(recipe.finetune, model, 0)
+    return optimizer
 
 
 def new_average(recipe: Recipe, model: nn.Module) -> AveragedModel | None:

@@ -1,6 +1,7 @@
 """Optimisers with Keras's rules on torch's fused kernels, gradient clipping, the L2 penalty, and state as tensors."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +12,17 @@ from cifarlab.recipe import SGD, Adam, AdamW, Optimizer, Regularization, RMSprop
 _SMALLEST_LEARNING_RATE = 1e-20
 
 
-def build_optimizer(spec: Optimizer, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+def build_optimizer(
+    spec: Optimizer, model: nn.Module, device: torch.device, rate_factors: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
     """The optimiser of `spec` over the trainable parameters of `model`.
 
     Kernels (two dimensions or more) get the weight decay, biases and normalisation do not. Parameters that do not
-    require a gradient are left out. `set_learning_rate` must be called before every step.
+    require a gradient are left out. `rate_factors` says, by name, which parameters' learning rate is multiplied by
+    what; 1 where it says nothing. `set_learning_rate` must be called before every step.
     """
     fused = device.type in ("cpu", "cuda")
-    groups = _parameter_groups(model, spec.weight_decay)
+    groups = _parameter_groups(model, spec.weight_decay, rate_factors or {})
     match spec:
         case SGD():
             return torch.optim.SGD(
@@ -37,12 +41,16 @@ def build_optimizer(spec: Optimizer, model: nn.Module, device: torch.device) -> 
     raise AssertionError(f"no optimiser for {spec!r}")
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    kernels = [parameter for parameter in trainable if parameter.ndim >= 2]
-    others = [parameter for parameter in trainable if parameter.ndim < 2]
-    groups = [{"params": kernels, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def _parameter_groups(model: nn.Module, weight_decay: float, rate_factors: Mapping[str, float]) -> list[dict]:
+    """One group for each factor of the learning rate, the largest first: kernels, then the others."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((-rate_factors.get(name, 1.0), parameter.ndim < 2), []).append(parameter)
+    return [
+        {"params": groups[key], "weight_decay": 0.0 if key[1] else weight_decay, "rate_factor": -key[0]}
+        for key in sorted(groups)
+    ]
 
 
 def set_learning_rate(
@@ -53,16 +61,19 @@ def set_learning_rate(
 ) -> None:
     """Make `optimizer` ready for `step`, counted from 0 over the run, so that its rule is Keras's.
 
+    Each group has `learning_rate` times its own factor.
+
     - SGD: Keras's velocity has the rate of its own step in it (v = m v - lr g), torch's buffer has not, so that
       the buffer is rescaled when the rate changes.
     - Adam: Keras's epsilon stands outside the bias correction ("epsilon hat", arXiv 1412.6980, section 2), torch's
       inside, so that torch's is set to epsilon / sqrt(1 - beta_2^t).
     """
     for group in optimizer.param_groups:
+        own_rate = learning_rate * group["rate_factor"]
         if isinstance(spec, SGD) and spec.momentum > 0.0:
-            _rescale_momentum(optimizer, group, max(learning_rate, _SMALLEST_LEARNING_RATE))
+            _rescale_momentum(optimizer, group, max(own_rate, _SMALLEST_LEARNING_RATE))
         else:
-            group["lr"] = learning_rate
+            group["lr"] = own_rate
         if isinstance(spec, Adam):
             group["eps"] = spec.epsilon / math.sqrt(1.0 - spec.beta_2 ** (step + 1))
 
@@ -104,10 +115,11 @@ def l2_penalty(model: nn.Module, regularization: Regularization) -> Tensor:
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Everything `optimizer` remembers, as copies on the CPU: "0.momentum_buffer", "0.step", ... and "learning_rate".
 
-    Parameters are numbered in the order of the optimiser's groups. "learning_rate" (float64, scalar) is the rate of
-    the last step, which the momentum of SGD is kept in units of.
+    Parameters are numbered in the order of the optimiser's groups. "learning_rate" (float64) is the rate of the last
+    step, which the momentum of SGD is kept in units of: a scalar, or one for each group where they differ.
     """
-    tensors = {"learning_rate": torch.tensor(optimizer.param_groups[0]["lr"], dtype=torch.float64)}
+    rates = [group["lr"] for group in optimizer.param_groups]
+    tensors = {"learning_rate": torch.tensor(rates if len(set(rates)) > 1 else rates[0], dtype=torch.float64)}
     for number, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if value is not None:
@@ -126,8 +138,8 @@ def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     groups = optimizer.state_dict()["param_groups"]
-    for group in groups:
-        group["lr"] = tensors["learning_rate"].item()
+    for group, rate in zip(groups, tensors["learning_rate"].expand(len(groups)).tolist(), strict=True):
+        group["lr"] = rate
     states: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key == "learning_rate":

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from cifarlab.errors import UserError, nearest, one_of
 from cifarlab.models.specs import MLP, VGG, AlexNet, ModelSpec
@@ -262,6 +262,50 @@ class EarlyStopping(Part):
     min_delta: NonNegative = 0.0
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class Finetune(Part):
+    """Going on from weights that are there already: what stays as it is, and how fast the rest learns.
+
+    A block is the layers whose names begin alike: block5_conv1, block5_conv2, ... are block5. What follows the last
+    block with a convolution is the head. Frozen layers behave as in use: batch norm with its stored statistics,
+    dropout off.
+    """
+
+    init_from: str | None = Field(
+        default=None,
+        description="a run to begin with the weights of; layers of the head that do not fit, and the output where the"
+        " classes are others, begin anew",
+    )
+    freeze: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
+        default=(),
+        description="layers that stay as they are: names of layers or blocks, or patterns as block*",
+    )
+    unfreeze: str | None = Field(
+        default=None, description="a block or layer: from it on, nothing is frozen whatever freeze says"
+    )
+    unfreeze_every_epochs: Epochs | None = Field(
+        default=None,
+        description="gradually: first the head alone, then one block more after every so many epochs, from the last"
+        " down to unfreeze (arXiv 1801.06146, section 3.3); none: all of them from the start",
+    )
+    block_factor: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=1.0,
+        description="a block's learning rate over that of what follows it; the head has the full rate"
+        " (discriminative rates: arXiv 1801.06146, section 3.1)",
+    )
+
+    @model_validator(mode="after")
+    def unfreezing_has_something_to_thaw(self) -> "Finetune":
+        if self.unfreeze is not None and not self.freeze:
+            raise ValueError("unfreeze needs freeze: nothing is frozen, so all is trained")
+        if self.unfreeze_every_epochs is not None and self.unfreeze is None:
+            raise ValueError("unfreeze_every_epochs needs unfreeze: the block to go down to")
+        return self
+
+
 class Device(Part):
     """Where and how the arithmetic is done."""
 
@@ -301,6 +345,7 @@ class Recipe(Part):
     loss: Loss = Loss()
     ema: EMA = EMA()
     early_stopping: EarlyStopping = EarlyStopping()
+    finetune: Finetune = Finetune()
     weights: Literal["best", "last"] = Field(
         default="best",
         description="which `evaluate` takes: those of the lowest validation loss, or of the last epoch; always the"
@@ -343,6 +388,8 @@ def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
             mistakes.append(mistake)
     if content["model"] != recipe.model.model_dump(mode="json"):
         content["parameters"] = content["trainable_parameters"] = None  # they are of the recipe's own network
+    if content["finetune"] != recipe.finetune.model_dump(mode="json"):
+        content["trainable_parameters"] = None
     result = None
     try:
         result = Recipe.model_validate(content)

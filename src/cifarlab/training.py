@@ -7,7 +7,7 @@ data order, augmentation and dropout each have a stream of seeds of their own (`
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from cifarlab.recipe import Recipe, override, tied_to_total
 from cifarlab.recipes import get_recipe
 from cifarlab.run import Partial, Row, Run, State, best_epoch, check_out, stopped_early
 from cifarlab.schedule import learning_rate_factor
+from cifarlab.transfer import freeze_for_epoch
 
 REPORT_SECONDS = 0.2  # between two reports of steps; also how often the loss is looked at
 SAVE_SECONDS = 300.0  # between two saves within an epoch
@@ -74,7 +75,7 @@ def start(job: Job, out: str | Path | None = None) -> Run:
     Raises:
         UserError: when `out` is already used or cannot be written.
     """
-    data = {
+    data: dict[str, Any] = {
         "name": job.source.name,
         "location": job.source.location,
         "checksum": job.source.checksum,
@@ -85,7 +86,12 @@ def start(job: Job, out: str | Path | None = None) -> Run:
         "validation": job.recipe.data.validation,
         "validation_indices": job.validation_indices,
     }
-    return Run.create(None if out is None else Path(out), job.recipe, describe_environment(job.device), data)
+    if job.initial_weights is not None:
+        data["initial_weights"] = job.initial_weights
+    run = Run.create(None if out is None else Path(out), job.recipe, describe_environment(job.device), data)
+    if job.initial_weights is not None:
+        run.commit(State(), training_tensors(job))  # from here on a resume does not need what they came from
+    return run
 
 
 def reopen(
@@ -103,7 +109,9 @@ def reopen(
     """
     run = Run(path)
     recipe = _replanned(run, epochs, dict(overrides or {}))
-    job = prepare(recipe, run.data["name"], data_dir)
+    if "initial_weights" in run.data and run.load_state() is None:
+        raise UserError(f"{run.path} was killed before it kept the weights it began with: train it again")
+    job = prepare(recipe, run.data["name"], data_dir, resumed=run)
     if job.source.checksum != run.data["checksum"]:
         raise UserError(
             f"{run.path} was trained on other data: {run.data['checksum'][:23]}…, and {job.source.location} is"
@@ -164,6 +172,7 @@ def _epochs(job: Job, run: Run, state: State, log: Any, stop: Stop | None) -> It
     batches = job.stream.from_step(state.step)
     drawn_at = -math.inf
     while len(state.rows) < recipe.epochs and not stopped_early(state.rows, recipe):
+        freeze_for_epoch(recipe.finetune, job.model, len(state.rows))
         sums = Sums(state.partial, job.device)
         end = (len(state.rows) + 1) * job.steps_per_epoch
         for step in range(state.step, end):
@@ -270,15 +279,16 @@ def validate(job: Job) -> tuple[float | None, float | None]:
 
 
 def predict_logits(model: nn.Module, preparation: Preparation, images: Tensor) -> Tensor:
-    """uint8 (N, H, W, 3) -> float32 logits (N, classes), in evaluation mode; the model's own mode is put back."""
-    training = model.training
+    """uint8 (N, H, W, 3) -> float32 logits (N, classes), in evaluation mode; each layer's own mode is put back."""
+    training = [layer for layer in model.modules() if layer.training]
     model.eval()
     try:
         with torch.inference_mode():
             batches = images.split(VALIDATION_BATCH)
             return torch.cat([model(preparation(batch.permute(0, 3, 1, 2))) for batch in batches])
     finally:
-        model.train(training)
+        for layer in training:
+            layer.training = True
 
 
 def _check_finite(job: Job, run: Run, loss: float, step: int, rows: list[Row]) -> None:
@@ -440,6 +450,8 @@ def train(
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
     data_dir: str | Path | None = None,
+    init_from: str | Path | Run | None = None,
+    freeze: str | Sequence[str] | None = None,
 ) -> Run:
     """Train a recipe, by name or as data, and return its run. Shows progress on a terminal and in a notebook.
 
@@ -450,13 +462,20 @@ def train(
         seed: of weights, data order, augmentation and dropout; the recipe's own `seed` is not used.
         overrides: recipe fields by dotted name, for example `{"optimizer.learning_rate": 0.01}`.
         data_dir: the folder of CIFAR-10's batches, or its parent; beats `CIFARLAB_DATA` and the user's cache.
+        init_from: a run to begin with the weights of; short for the field `finetune.init_from`.
+        freeze: names or patterns of layers that stay as they are; short for the field `finetune.freeze`.
 
     Raises:
         UserError: for any mistake in these, before anything is written.
         DivergedError, Interrupted: as `fit` does.
     """
     chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    chosen = override(chosen, {"seed": seed, **(overrides or {})})
+    fields: dict[str, Any] = {"seed": seed, **(overrides or {})}
+    if init_from is not None:
+        fields["finetune.init_from"] = str(init_from.path if isinstance(init_from, Run) else init_from)
+    if freeze is not None:
+        fields["finetune.freeze"] = freeze if isinstance(freeze, str) else list(freeze)
+    chosen = override(chosen, fields)
     check_out(None if out is None else Path(out))
     job = prepare(chosen, data, data_dir)
     return _follow(job, start(job, out))

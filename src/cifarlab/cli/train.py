@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,6 +49,15 @@ def train(
     device: Annotated[
         str | None, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")
     ] = None,
+    init_from: Annotated[
+        Path | None, typer.Option("--init-from", metavar="RUN", help="Begin with the weights of a run.")
+    ] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--freeze", metavar="PATTERN", help="Layers that stay as they are, as block*; repeatable."
+        ),
+    ] = None,
     settings: Settings = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Measure a few steps, print what it would take, stop.")
@@ -61,14 +71,23 @@ def train(
       cifarlab train demo --data demo
       cifarlab train vgg3-bn --plan
       cifarlab train vgg3 --epochs 20 --set optimizer.learning_rate=0.01 --set augment.flip=0.5
+      cifarlab train vgg3 --init-from runs/vgg3-s0-1 --freeze 'block*'
     """
     from cifarlab.recipe import override
     from cifarlab.recipes import get_recipe
-    from cifarlab.run import check_out
+    from cifarlab.run import Run, check_out
 
     chosen = get_recipe(recipe)
-    options = {"seed": seed, "epochs": epochs, "device.name": device}
+    options = {
+        "seed": seed,
+        "epochs": epochs,
+        "device.name": device,
+        "finetune.init_from": None if init_from is None else json.dumps(str(init_from)),
+        "finetune.freeze": json.dumps(freeze) if freeze else None,
+    }
     chosen = override(chosen, _overrides(options, settings or []))
+    if chosen.finetune.init_from is not None:
+        Run(chosen.finetune.init_from)  # its absence is told before any data are fetched
     if not plan:
         check_out(out)
     open_source(data, data_dir)  # fetched here, with a bar, if it has to be
@@ -132,7 +151,7 @@ def _overrides(options: dict[str, str | None], settings: list[str]) -> dict[str,
     assigned = parse_assignments(settings)
     twice = [field for field in given if field in assigned]
     if twice:
-        option = {"device.name": "device"}.get(twice[0], twice[0])
+        option = twice[0].rpartition(".")[2].replace("_", "-").replace("name", "device")
         raise UserError(f"{twice[0]} is given twice: by --{option} and by --set {twice[0]}")
     return given | assigned
 
@@ -145,9 +164,12 @@ def _print_plan(console: Console, job: Job, expected: Estimate) -> None:
 
     recipe = job.recipe
     changed = recipe.model != RECIPES[recipe.name].model
+    frozen = sum(parameter.numel() for parameter in job.model.parameters()) - _parameters(job)
     network = (
         f"{recipe.network}{', changed by --set' if changed else ''}; {_parameters(job):,} parameters to train"
     )
+    if frozen:
+        network += f", {frozen:,} frozen"
     steps = f"{text.count(recipe.epochs, 'epoch')} of {text.count(job.steps_per_epoch, 'step')}"
     if recipe.published:
         published = f"{text.percent(recipe.published.accuracy, 2)} on the {recipe.published.split} set"
@@ -159,6 +181,7 @@ def _print_plan(console: Console, job: Job, expected: Estimate) -> None:
         "recipe": f"{recipe.name}, from {recipe.source}",
         "network": network,
         "published": published,
+        "begins with": _beginning(job),
         "data": f"{job.source.name}: {job.source.location}",
         "pictures": f"{job.n_train:,} to train on, {_validation_text(job)}",
         "training": f"{steps}, {recipe.batch_size:,} pictures a step, seed {recipe.seed}",
@@ -203,8 +226,15 @@ def _device_text(job: Job) -> str:
     return f"{job.device}{threads}, {job.recipe.device.precision}"
 
 
+def _beginning(job: Job) -> str | None:
+    if job.initial_weights is None:
+        return None
+    new = ", ".join(job.initial_weights["new_layers"])
+    return f"the weights of {job.initial_weights['run']}" + (f"; new: {new}" if new else "")
+
+
 def _parameters(job: Job) -> int:
-    return sum(parameter.numel() for parameter in job.model.parameters())
+    return sum(parameter.numel() for parameter in job.model.parameters() if parameter.requires_grad)
 
 
 def _plan_document(job: Job, expected: Estimate) -> dict[str, Any]:

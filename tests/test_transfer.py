@@ -1,0 +1,235 @@
+"""Transfer: what is frozen stays, what is new begins anew, earlier blocks learn slower, and resume stays exact."""
+
+import dataclasses
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cifarlab import Run, UserError, evaluate, load_predictor, training
+from cifarlab import job as job_module
+from cifarlab.cli import main
+from cifarlab.data import Source
+from cifarlab.models import build_model
+from cifarlab.models.specs import MLP, VGG
+from cifarlab.recipe import Finetune
+from cifarlab.recipes import RECIPES
+from cifarlab.training import EpochDone
+from cifarlab.transfer import frozen_layers, rate_factors
+from tests.test_resume import exact
+from tests.tiny import RECIPE, tiny_source
+
+BASE = {"model.dense": 16, "epochs": 1, "data.preparation": "standardize-channels"}
+CALM = {"optimizer.learning_rate": 0.005, "optimizer.clip_norm": 1.0}
+NET = build_model(VGG(widths=(4, 4, 4), dense=8, batch_norm=True), 3)
+
+
+def other_source(name: str = "demo", data_dir: Path | None = None) -> Source:
+    """Darker pictures of other classes."""
+    whole = tiny_source()
+
+    def read(split: Any) -> Any:
+        content = whole.load(split)
+        return dataclasses.replace(content, images=content.images // 2)
+
+    classes = tuple(f"other {name}" for name in whole.classes)
+    return dataclasses.replace(whole, classes=classes, checksum=f"sha256:{7:064x}", read=read)
+
+
+@pytest.fixture(autouse=True)
+def _tiny_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_module, "open_source", tiny_source)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job_module, "open_source", tiny_source)
+        out = tmp_path_factory.mktemp("base") / "run"
+        return training.train(RECIPE, data="demo", out=out, overrides={**BASE, **CALM})
+
+
+def trained(base: Run, out: Path, **changes: Any) -> Run:
+    overrides = {**BASE, **CALM, **{name.replace("__", "."): value for name, value in changes.items()}}
+    return training.train(RECIPE, data="demo", out=out, overrides=overrides, init_from=base)
+
+
+def changed_layers(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    pairs = {name: (before[name], after[name]) for name in after}
+    return {name.rpartition(".")[0] for name, (old, new) in pairs.items() if not torch.equal(old, new)}
+
+
+def test_frozen_means_frozen_to_the_byte(base: Run, tmp_path: Path) -> None:
+    run = trained(base, tmp_path / "run", epochs=2, finetune__freeze="block*", optimizer__weight_decay=0.01)
+    before, after = base.load_weights()[0], run.load_weights("last")[0]
+    frozen = [name for name in after if name.startswith("block")]
+    assert any(name.endswith("running_var") for name in frozen)
+    for name in frozen:
+        assert before[name].numpy().tobytes() == after[name].numpy().tobytes(), name
+    assert changed_layers(before, after) == {"dense", "dense_bn", "output"}
+
+
+def test_a_run_is_the_beginning_of_another(base: Run, tmp_path: Path) -> None:
+    run = trained(base, tmp_path / "run", optimizer__learning_rate=1e-12, finetune__freeze="block*")
+    kernels = [name for name in base.load_weights()[0] if name.endswith("weight") and "_bn" not in name]
+    for name in kernels:
+        torch.testing.assert_close(run.load_weights("last")[0][name], base.load_weights()[0][name])
+    began = run.data["initial_weights"]
+    assert (began["run"], began["new_layers"]) == (str(base.path), [])
+    assert began["sha256"] == base.weights_checksum("best")
+    assert run.recipe.finetune.init_from == str(base.path)
+
+
+def test_other_classes_get_a_new_output_and_the_base_s_preparation(
+    base: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_module, "open_source", other_source)
+    recipe = RECIPE.model_copy(update={"data": base.recipe.data})
+    changes = {"finetune": Finetune(init_from=str(base.path), freeze=("block*", "dense*"))}
+    job = training.prepare(recipe.model_copy(update=changes), "demo")
+    first, theirs = job.model.state_dict(), base.load_weights()[0]
+    assert changed_layers(theirs, first) == {"output"}
+    assert job.initial_weights is not None and job.initial_weights["new_layers"] == ["output"]
+    run = training.start(job, tmp_path / "run")
+    for _ in training.fit(job, run):
+        pass
+    assert run.load_preparation("last") == base.load_preparation()
+    assert changed_layers(theirs, run.load_weights("last")[0]) == {"output"}
+    assert training.reopen(run.path)[0].stream.preparation == base.load_preparation()
+    assert load_predictor(run).predict(other_source().load("train").images[:1])[0].error is None
+
+
+def test_a_head_of_another_shape_begins_anew(base: Run, tmp_path: Path) -> None:
+    run = trained(base, tmp_path / "run", model__dense=12, finetune__freeze="block*")
+    assert run.data["initial_weights"]["new_layers"] == ["dense", "dense_bn", "output"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.widths": (8, 9)}, r"cannot be the base: block2_conv1.weight is 8x8x3x3 in it and 9x8x3x3 here"),
+        ({"finetune.freeze": "blok1"}, r"'blok1' is no layer or block of this network.* block1_conv1, block1_conv1_bn"),
+        ({"finetune.freeze": ["*"]}, "leaves nothing to train"),
+        ({"finetune.unfreeze": "block2"}, "unfreeze needs freeze"),
+        ({"finetune.freeze": "block*", "finetune.unfreeze": "blok2"}, "'blok2' is no layer or block"),
+        ({"finetune.freeze": "block*", "finetune.unfreeze_every_epochs": 2}, "unfreeze_every_epochs needs unfreeze"),
+        ({"finetune.freeze": ["dense"], "model.dense": 12}, "dense cannot be frozen: it begins anew"),
+        ({"data.preparation": "scale"}, "--set data.preparation=standardize-channels"),
+        ({"finetune.init_from": "nowhere"}, "there is no run at nowhere"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_before_anything_is_written(
+    base: Run, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    overrides = {**BASE, "finetune.init_from": str(base.path), **changes}
+    with pytest.raises(UserError, match=message):
+        training.train(RECIPE, data="demo", out=tmp_path / "run", overrides=overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def trained_blocks(settings: Finetune, epoch: float) -> set[str]:
+    frozen = frozen_layers(settings, NET, epoch)
+    names = [name for name, layer in NET.named_modules() if list(layer.parameters(recurse=False))]
+    return {name.partition("_")[0] for name in names if name not in frozen}
+
+
+def test_unfreezing_goes_from_the_top_down() -> None:
+    at_once = Finetune(freeze=("block*",), unfreeze="block2")
+    assert trained_blocks(at_once, 0) == {"block2", "block3", "dense", "output"}
+    gradual = Finetune(freeze=("block*",), unfreeze="block2", unfreeze_every_epochs=3)
+    expected = {0: 0, 2: 0, 3: 1, 5: 1, 6: 2, 50: 2, math.inf: 2}
+    for epoch, blocks in expected.items():
+        trained = {"dense", "output"} | set(["block3", "block2"][:blocks])
+        assert trained_blocks(gradual, epoch) == trained, epoch
+    layer = Finetune(freeze=("*",), unfreeze="block3_conv2")
+    assert "block3_conv1" in frozen_layers(layer, NET, 0)
+    assert "block3_conv2" not in frozen_layers(layer, NET, 0)
+
+
+def test_earlier_blocks_learn_slower(base: Run, tmp_path: Path) -> None:
+    factors = rate_factors(Finetune(block_factor=0.5), NET)
+    assert {name: factors[f"{name}.weight"] for name in ("block1_conv1", "block3_conv2_bn", "dense", "output")} == {
+        "block1_conv1": 0.125, "block3_conv2_bn": 0.5, "dense": 1.0, "output": 1.0,
+    }  # fmt: skip
+    mlp = build_model(MLP(widths=(5, 5)), 3)
+    assert list(rate_factors(Finetune(block_factor=0.5), mlp).values()) == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
+    steps = {}
+    for factor in (1.0, 0.5):
+        recipe = RECIPE.model_copy(
+            update={"finetune": Finetune(block_factor=factor), "epochs": 1, "batch_size": 300}
+        )
+        job = training.prepare(recipe, "demo")
+        before = {name: tensor.clone() for name, tensor in job.model.state_dict().items()}
+        training.train_step(job, *next(job.stream.from_step(0)), 0, 0.1)
+        steps[factor] = {name: after - before[name] for name, after in job.model.state_dict().items()}
+    for name, part in (("block1_conv1", 0.25), ("block2_conv2", 0.5), ("dense", 1.0), ("output", 1.0)):
+        step, slower = steps[1.0][f"{name}.weight"], steps[0.5][f"{name}.weight"]
+        torch.testing.assert_close(slower, part * step, rtol=1e-3, atol=1e-6)
+
+
+def test_resume_is_exact_and_does_not_need_the_base(base: Run, tmp_path: Path) -> None:
+    copied = Run(shutil.copytree(base.path, tmp_path / "base"))
+    gradual = {
+        "epochs": 4, "finetune.freeze": "block*", "finetune.unfreeze": "block1", "finetune.unfreeze_every_epochs": 1,
+        "finetune.block_factor": 0.3, "schedule.name": "inverse-time", "schedule.decay_per_step": 0.05,
+    }  # fmt: skip
+    runs = []
+    for name in ("whole", "cut"):
+        overrides = {**BASE, **CALM, **gradual, "finetune.init_from": str(copied.path)}
+        recipe = training.override(RECIPE, overrides)
+        job = training.prepare(recipe, "demo")
+        runs.append((job, training.start(job, tmp_path / name)))
+    shutil.rmtree(copied.path)
+    whole, cut = runs
+    for _ in training.fit(*whole):
+        pass
+    for _ in range(4):  # each life ends after an epoch, the first one before any
+        job, run = training.reopen(cut[1].path)
+        events = training.fit(job, run)
+        for event in events:
+            if isinstance(event, EpochDone):
+                break
+        events.close()
+    assert exact(Run(cut[1].path)) == exact(Run(whole[1].path))
+    assert changed_layers(base.load_weights()[0], Run(cut[1].path).load_weights("last")[0]) > {"block1_conv1"}
+
+
+def test_from_the_command_line(base: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["--set", "device.threads=1", "--set", "schedule.name=constant", "--set", "model.widths=[8,8]"]
+    settings += ["--set", "model.dense=16", "--epochs", "1"]
+    begun = ["train", "demo", "--data", "demo", *settings, "--init-from", str(base.path)]
+    assert main([*begun, "--freeze", "blok*", "--out", str(tmp_path / "no")]) == 2
+    assert "'blok*' is no layer or block of this network" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+    assert main(["train", "demo", "--data", "demo", "--init-from", str(tmp_path / "no")]) == 2
+    capsys.readouterr()
+    assert main([*begun, "--freeze", "block1", "--freeze", "block2", "--out", str(tmp_path / "run")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "begins with the weights of" in shown
+    assert "frozen" in shown
+    run = Run(tmp_path / "run")
+    assert run.recipe.finetune.freeze == ("block1", "block2")
+    assert changed_layers(base.load_weights()[0], run.load_weights("last")[0]) <= {
+        "dense",
+        "dense_bn",
+        "output",
+    }
+
+
+def test_a_transferred_run_is_judged_as_any(
+    base: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cifarlab.evaluation.open_source", tiny_source)
+    run = trained(base, tmp_path / "run", finetune__freeze="block*")
+    assert evaluate(run, split="validation").accuracy == run.metrics[-1]["validation_accuracy"]
+
+
+def test_every_recipe_can_be_frozen_but_for_its_head() -> None:
+    for recipe in RECIPES.values():
+        model = build_model(recipe.model, 10)
+        factors = rate_factors(Finetune(block_factor=0.5), model)
+        assert factors["output.weight"] == 1.0
+        assert min(factors.values()) < 1.0
