@@ -112,6 +112,18 @@ def test_logits_are_never_taken_for_those_of_weights_that_came_meanwhile(
     assert not evaluate(run, weights="last").reused
 
 
+def test_pictures_of_the_test_set_are_not_opened_unrecorded(run: Run) -> None:
+    evaluate(run)
+    images = evaluation.open_pictures(run, "test", "best", command="report")
+    assert (images == open_source("demo").load("test").images).all()
+    uses = stored(run)["test_set_uses"]
+    assert [use["command"] for use in uses] == ["evaluate", "report"]
+    assert uses[1]["weights_sha256"] == run.weights_checksum("best")
+    images = evaluation.open_pictures(run, "validation", "best", command="report")
+    assert (images == open_source("demo").load("train").images[run.data["validation_indices"]]).all()
+    assert stored(run)["test_set_uses"] == uses
+
+
 def test_other_data_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(run.data, "checksum", "sha256:0")
     with pytest.raises(UserError, match="trained on other data: sha256:0"):

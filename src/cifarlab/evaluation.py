@@ -1,7 +1,8 @@
 """Evaluation: the logits of a split once, and every figure from them.
 
 The test set is opened here alone (and by training where a recipe says `data.validation = "test"`), and each time is
-recorded in the run. The logits are stored; the same weights on the same split are answered from them.
+recorded in the run. The logits are stored; the same weights on the same split are answered from them. Who needs the
+pictures themselves, to show them or to change them, gets them from `open_pictures`, which records that too.
 """
 
 import json
@@ -115,6 +116,33 @@ def evaluate(
     return result
 
 
+def load_answers(run: Run, split: str, weights: str) -> tuple[Tensor, Tensor]:
+    """Logits float32 (N, classes) and labels int64 (N,) of a split that `evaluate` has judged with these weights."""
+    stored = _stored_logits(run, _opened_split(run, split), weights)  # type: ignore[arg-type]
+    assert stored is not None, "evaluate comes first"
+    return stored
+
+
+def open_pictures(
+    run: Run, split: str, weights: str, *, command: str, data_dir: str | Path | None = None
+) -> np.ndarray:
+    """Pictures uint8 (N, H, W, 3) of a split, in the order of its logits; a use of the test set is recorded.
+
+    Args:
+        weights: those that look at the pictures: "best" or "last".
+        command: what the pictures are opened for; it stands in the record.
+
+    Raises:
+        UserError: when the data is not there, or is other data than the run was trained with.
+    """
+    source = _same_data(run, data_dir)
+    images, _labels = _pictures(run, source, split)
+    if _opened_split(run, split) == "test":
+        use = _use(split, weights, run.weights_checksum(weights), command)  # type: ignore[arg-type]
+        run.update_evaluations(lambda content: content.setdefault("test_set_uses", []).append(use))
+    return images
+
+
 def measure(
     run: Run, split: str, weights: str, logits: Tensor, labels: Tensor, *, reused: bool
 ) -> Evaluation:
@@ -159,16 +187,20 @@ def _compute_logits(
     run: Run, split: str, weights: Weights, data_dir: str | Path | None
 ) -> tuple[Tensor, Tensor, str]:
     """Logits float32 (N, classes), labels int64 (N,), and the SHA-256 of the weights that the logits are of."""
+    images, labels = _pictures(run, _same_data(run, data_dir), split)
+    device = choose_device(run.recipe.device.model_copy(update={"name": "auto"}))
+    model, preparation, weights_sha256 = _load_network(run, weights, str(device))
+    logits = predict_logits(model, preparation, torch.from_numpy(images).to(device))
+    return logits.float().cpu(), torch.from_numpy(labels), weights_sha256
+
+
+def _same_data(run: Run, data_dir: str | Path | None) -> Source:
     source = open_source(run.data["name"], None if data_dir is None else Path(data_dir))
     if source.checksum != run.data["checksum"]:
         raise UserError(
             f"{run.path} was trained on other data: {run.data['checksum']}, and {source.location} is {source.checksum}"
         )
-    images, labels = _pictures(run, source, split)
-    device = choose_device(run.recipe.device.model_copy(update={"name": "auto"}))
-    model, preparation, weights_sha256 = _load_network(run, weights, str(device))
-    logits = predict_logits(model, preparation, torch.from_numpy(images).to(device))
-    return logits.float().cpu(), torch.from_numpy(labels), weights_sha256
+    return source
 
 
 def _load_network(run: Run, weights: Weights, device: str) -> tuple[nn.Module, Preparation, str]:
@@ -228,15 +260,18 @@ def _record(run: Run, result: Evaluation, *, test_set_use_of: str | None) -> Non
         content.setdefault(result.split, {})[result.weights] = result.to_dict()
         uses = content.setdefault("test_set_uses", [])
         if test_set_use_of is not None:
-            uses.append(
-                {
-                    "time": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "split": result.split,
-                    "weights": result.weights,
-                    "weights_sha256": test_set_use_of,
-                    "command": "evaluate",
-                    "version": __version__,
-                }
-            )
+            uses.append(_use(result.split, result.weights, test_set_use_of, "evaluate"))
 
     run.update_evaluations(change)
+
+
+def _use(split: str, weights: str, weights_sha256: str, command: str) -> dict[str, str]:
+    """A line of `test_set_uses`."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "split": split,
+        "weights": weights,
+        "weights_sha256": weights_sha256,
+        "command": command,
+        "version": __version__,
+    }

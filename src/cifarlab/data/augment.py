@@ -87,6 +87,14 @@ def apply(images: Tensor, draws: Draws) -> Tensor:
     return result.contiguous(memory_format=memory_format)
 
 
+def shift_pixels(images: Tensor, down: int, right: int) -> Tensor:
+    """(N, H, W, C) moved by whole pixels, same dtype; what comes in at an edge is the nearest pixel repeated."""
+    height, width = images.shape[1:3]
+    rows = (torch.arange(height, device=images.device) - down).clamp(0, height - 1)
+    columns = (torch.arange(width, device=images.device) - right).clamp(0, width - 1)
+    return images[:, rows][:, :, columns]
+
+
 def _places(draws: Draws, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Where the rows (N, H) and columns (N, W) of the results lie before rotation, in pixels from the centre.
 
