@@ -98,6 +98,19 @@ def test_help_of_every_command_has_an_example(capsys: pytest.CaptureFixture[str]
         assert re.search(rf"Examples?:\n +cifarlab {command}", out)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["recipes"], ["show", "vgg3-bn"], ["data", "demo"], ["train", "demo", "--data", "demo", "--plan"]],
+)
+def test_lines_in_a_pipe_end_with_what_they_say(
+    capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    code, out, _ = ask(capsys, *command)
+    assert code == 0
+    assert len(out.splitlines()) > 5
+    assert [line for line in out.splitlines() if line != line.rstrip()] == []
+
+
 def test_without_a_command_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = ask(capsys)
     assert code == 0
@@ -223,7 +236,7 @@ def test_recipes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     assert [row["name"] for row in rows] == list(RECIPES)
     keys = {"name", "source", "published_accuracy", "published_split", "parameters", "trainable_parameters"}
     assert all(set(row) == keys for row in rows)
-    bn = rows[-1]
+    bn = next(row for row in rows if row["name"] == "vgg3-bn")
     assert (bn["published_accuracy"], bn["published_split"]) == (0.8862, "test")
     assert (bn["parameters"], bn["trainable_parameters"]) == (552_874, 551_722)
     for columns in (80, 120):
@@ -467,13 +480,27 @@ def test_a_bad_picture_does_not_stop_the_others(
     table = tmp_path / "table.csv"
     code, out, err = ask(capsys, "predict", run.path, pictures, "--json", "--csv", table, "--top", "1")
     assert code == 2
-    assert "error: 1 of 3 pictures could not be read" in err
+    assert re.fullmatch(r"2 pictures and 1 that could not be read, written to .*\nerror: 1 of 3 .*\n", err)
     rows = json.loads(out)
     assert [row["error"] is None for row in rows] == [True, False, True]
     assert rows[1]["predictions"] == []
     lines = table.read_text().splitlines()
     assert len(lines) == 4
     assert lines[0] == "path,rank,class,probability,error"
+
+
+@pytest.mark.parametrize("broken", [1, 2])
+def test_a_bad_picture_is_told_once(
+    capsys: pytest.CaptureFixture[str], run: Run, pictures: Path, broken: int
+) -> None:
+    for index in range(broken):
+        (pictures / f"{index}.png").write_bytes(b"not a picture")
+    code, out, err = ask(capsys, "predict", run.path, pictures)
+    assert code == 2
+    assert err.splitlines()[-1].startswith(f"error: {broken} of 3 pictures could not be read")
+    for index in range(3):
+        assert (out + err).count(f"{index}.png") == 1
+        assert (f"{index}.png" in err) == (index < broken)
 
 
 @pytest.mark.parametrize(

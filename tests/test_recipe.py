@@ -98,7 +98,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_names() -> None:
         "epochs should be greater than or equal to 1, 0 given",
         "batch_size should be greater than or equal to 1, -3 given",
         "unknown field 'augment.flp'; did you mean 'augment.flip'?",
-        "model.batch_norm should be a valid boolean",
+        "model.batch_norm should be true or false, 'perhaps' given",
     ):
         assert part in text
 
@@ -113,7 +113,11 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_names() -> None:
         ("data.validation=tst", "did you mean 'test'?"),
         ("optimizer.learning_rate=Infinity", "should be a finite number"),
         ("epochs=NaN", "should be a finite number"),
-        ("epochs=many", "epochs should be a valid integer"),
+        ("epochs=many", "epochs should be a whole number, 'many' given"),
+        ("epochs=2.5", "epochs should be a whole number, 2.5 given"),
+        ("augment.shift=far", "augment.shift should be a number, 'far' given"),
+        ("model.widths=32", "model.widths should be a list, 32 given"),
+        ("model.widths=[]", "model.widths should have 1 or more values, 0 given"),
         ("optimizer=3", "optimizer is a group of fields"),
         ("name=mine", "name cannot be set"),
         ("optimizer.nesterov=true", None),
@@ -123,6 +127,16 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_names() -> None:
         ("data.fold=5", "of 5 folds there are 0 to 4, fold 5 given"),
         ("epochs", "--set needs field=value"),
         ("lerning_rate=1", "unknown field 'lerning_rate'"),
+        ("learning_rate=1", "unknown field 'learning_rate'; did you mean 'optimizer.learning_rate'?"),
+        ("lr=1", "unknown field 'lr'; did you mean 'optimizer.learning_rate'?"),
+        ("optimizer.lr=1", "unknown field 'optimizer.lr'; did you mean 'optimizer.learning_rate'?"),
+        (
+            "optimizer.beta_1=0.8",
+            "optimizer.beta_1 belongs to adam and adamw; this recipe's optimizer is sgd:"
+            " add --set optimizer.name=adam",
+        ),
+        ("schedule.warmup_fraction=0.1", "belongs to one-cycle; this recipe's schedule is constant"),
+        ("model.dropout=0.1", "model.dropout belongs to mlp; this recipe's model is vgg"),
     ],
 )
 def test_mistakes(assignment: str, expected: str | None) -> None:

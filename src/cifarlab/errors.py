@@ -37,7 +37,7 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
-def one_of(names: Iterable[str]) -> str:
+def one_of(names: Iterable[str], joined_by: str = "or") -> str:
     """The names that are allowed, for a message: `a, b or c`."""
     *head, last = list(names)
-    return f"{', '.join(head)} or {last}" if head else last
+    return f"{', '.join(head)} {joined_by} {last}" if head else last

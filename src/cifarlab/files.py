@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cifarlab.errors import UserError
@@ -43,6 +44,22 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview]) -> str:
         left = "what it held before is unchanged" if existed else "nothing was left behind"
         raise UserError(f"cannot write {path}: {error.strerror or error}; {left}") from error
     return digest.hexdigest()
+
+
+@contextmanager
+def opened_for_update(path: Path) -> Iterator[int]:
+    """A descriptor to read and write `path` with, for a lock or for bytes that come piece by piece.
+
+    The file is made where there is none, and never shortened. Raises UserError if it cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

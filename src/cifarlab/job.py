@@ -65,13 +65,14 @@ class Job:
 
 def prepare(
     recipe: Recipe,
-    data: str = "cifar10",
+    data: str | Source = "cifar10",
     data_dir: str | Path | None = None,
     resumed: Run | None = None,
 ) -> Job:
     """Open the data, cut validation, put pictures on the device, and build the network with its first weights.
 
-    The job of a run that is `resumed` gets its weights from the run's state: what they began with is not opened again.
+    `data` is a name, looked for in `data_dir`, or a source that is open already. The job of a run that is `resumed`
+    gets its weights from the run's state: what they began with is not opened again.
 
     Raises:
         UserError: for data that is missing or damaged, a device that is not there, or a recipe that does not fit.
@@ -79,7 +80,10 @@ def prepare(
     keep_freed_memory()
     device = choose_device(recipe.device)
     base = None if resumed else open_base(recipe)
-    source = open_source(data, None if data_dir is None else Path(data_dir))
+    if isinstance(data, Source):
+        source = data
+    else:
+        source = open_source(data, None if data_dir is None else Path(data_dir))
     train = source.load("train")
     settings = recipe.data
     chosen, held_out = split_validation(

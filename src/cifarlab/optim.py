@@ -99,6 +99,9 @@ def l2_penalty(model: nn.Module, regularization: Regularization) -> Tensor:
 
     The last layer, which "hidden" leaves out, is the last convolution or linear layer in the order of registration.
     """
+    nothing = next(model.parameters()).new_zeros(())
+    if regularization.l2 == 0.0:
+        return nothing
     layers = [
         module for module in model.modules() if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
     ]
@@ -107,9 +110,7 @@ def l2_penalty(model: nn.Module, regularization: Regularization) -> Tensor:
     elif regularization.l2_layers == "convolutions":
         layers = [layer for layer in layers if not isinstance(layer, nn.Linear)]
     squares = [layer.weight.square().sum() for layer in layers if layer.weight.requires_grad]
-    if regularization.l2 == 0.0 or not squares:
-        return next(model.parameters()).new_zeros(())
-    return regularization.l2 * torch.stack(squares).sum()
+    return regularization.l2 * torch.stack(squares).sum() if squares else nothing
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

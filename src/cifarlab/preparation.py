@@ -1,8 +1,8 @@
 """The one thing that turns pictures into a network's inputs: in training, evaluation and prediction alike."""
 
-import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +27,9 @@ class Preparation:
             images = images - _per_channel(self.mean, images)
         return images / _per_channel(self.std, images)  # not in place: float pictures are the caller's
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
     @classmethod
-    def from_json(cls, text: str) -> "Preparation":
-        """Raises ValueError, KeyError or TypeError when `text` is not what `to_json` wrote."""
-        content = json.loads(text)
+    def from_dict(cls, content: Mapping[str, Any]) -> "Preparation":
+        """Raises ValueError, KeyError or TypeError when `content` is not what `dataclasses.asdict` gave."""
         return cls(content["height"], content["width"], _channels(content["mean"]), _channels(content["std"]))
 
     @classmethod

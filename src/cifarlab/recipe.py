@@ -458,7 +458,7 @@ def _place(content: dict[str, Any], field: str, value: Any) -> str | None:
     if field == "name":
         return "name cannot be set: it says which recipe this is"
     if leaf not in allowed:
-        return _unknown(field, field, dict.fromkeys(allowed), parents)
+        return _of_another_part(field, node) or _unknown(field, field, dict.fromkeys(allowed), parents)
     if isinstance(node.get(leaf), dict):
         return f"{field} is a group of fields, set one of {one_of(f'{field}.{name}' for name in node[leaf])}"
     if named and parents[0] in _PARTS_BY_GROUP and node["name"] != value:
@@ -476,11 +476,28 @@ def _fields_of_named_part(parents: list[str], node: dict[str, Any]) -> set[str]:
     return set()
 
 
+def _of_another_part(field: str, node: dict[str, Any]) -> str | None:
+    """What is wrong with a field of Adam where the optimiser is SGD; None for a field that no such part has."""
+    group, _, leaf = field.partition(".")
+    parts = _PARTS_BY_GROUP.get(group, ())
+    owners = [part.model_fields["name"].default for part in parts if leaf in part.model_fields]
+    if not owners:
+        return None
+    return (
+        f"{field} belongs to {one_of(owners, 'and')}; this recipe's {group} is {node['name']}:"
+        f" add --set {group}.name={owners[0]}"
+    )
+
+
 def _unknown(field: str, wrong: str, siblings: Mapping[str, Any], parents: list[str]) -> str:
     names = {sibling: ".".join([*parents, sibling]) for sibling in siblings if parents or sibling != "name"}
-    near = difflib.get_close_matches(wrong.rpartition(".")[2], names, n=1, cutoff=0.6)
+    leaf = wrong.rpartition(".")[2]
+    known_as = _KNOWN_AS.get(leaf.lower(), leaf)
+    near = [names[name] for name in difflib.get_close_matches(known_as, names, n=1, cutoff=0.6)]
+    if not near and not parents:  # a field of a group, without the group
+        near = [name for name in ALL_FIELDS if name.rpartition(".")[2] == known_as]
     if near:
-        return f"unknown field '{field}'; did you mean '{names[near[0]]}'?"
+        return f"unknown field '{field}'; did you mean '{near[0]}'?"
     return f"unknown field '{field}'; allowed here: {', '.join(sorted(names.values()))}"
 
 
@@ -506,9 +523,36 @@ def _mistake(detail: Any) -> str:
         return f"{field} should be {one_of(allowed)}, {detail['input']!r} given{hint}"
     if detail["type"] == "value_error":
         return message if not location else f"{field}: {message}"
+    if detail["type"] == "too_short":
+        least, given = detail["ctx"]["min_length"], detail["ctx"]["actual_length"]
+        return f"{field} should have {least} or more values, {given} given"
+    if detail["type"] in _IN_WORDS:
+        message = f"should be {_IN_WORDS[detail['type']]}"
     return f"{field} {message}, {detail['input']!r} given"
 
 
+# pydantic's types of error, without the words of a parser
+_IN_WORDS = {
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a smaller whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "model_type": "a group of fields",
+    "model_attributes_type": "a group of fields",
+}
+_KNOWN_AS = {
+    "lr": "learning_rate",
+    "rate": "learning_rate",
+    "wd": "weight_decay",
+    "eps": "epsilon",
+    "bs": "batch_size",
+}
 _PARTS_BY_GROUP: dict[str, tuple[type[BaseModel], ...]] = {
     "optimizer": (SGD, RMSprop, Adam, AdamW),
     "schedule": (Constant, Step, InverseTime, Cosine, Cyclical, OneCycle, Linear, Plateau),

@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cifarlab.errors import UserError
-from cifarlab.files import sha256_of, write_atomic
+from cifarlab.files import opened_for_update, sha256_of, write_atomic
 from cifarlab.recipe import Recipe, from_json
 
 if TYPE_CHECKING:
@@ -214,7 +213,7 @@ class Run:
         """The preparation stored with the weights."""
         from cifarlab.preparation import Preparation
 
-        return Preparation.from_json(json.dumps(self.load_weights(weights)[1]["preparation"]))
+        return Preparation.from_dict(self.load_weights(weights)[1]["preparation"])
 
     def _why_no_weights(self, weights: Weights) -> str:
         if weights == "best" and not keeps_best(self.recipe):
@@ -370,7 +369,7 @@ class Run:
 
     def update_evaluations(self, change: Callable[[dict[str, Any]], None]) -> None:
         """Let `change` alter the content of evaluation.json, while no other process does."""
-        with _open_lock(self.path / EVALUATION_LOCK) as descriptor:
+        with opened_for_update(self.path / EVALUATION_LOCK) as descriptor:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             content = self.evaluations
             change(content)
@@ -448,7 +447,7 @@ class Run:
             self._set_sums({name: written.get(name, before.get(name)) for name in files})
 
     def _set_sums(self, changes: Mapping[str, str | None]) -> None:
-        with _open_lock(self.path / SUMS_LOCK) as descriptor:
+        with opened_for_update(self.path / SUMS_LOCK) as descriptor:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             for cut_off in self.path.glob(f".{SUMS}.*.tmp"):  # of a process that was killed: the lock is ours
                 cut_off.unlink(missing_ok=True)
@@ -459,7 +458,7 @@ class Run:
 
 @contextlib.contextmanager
 def _held(run: Path) -> Iterator[None]:
-    with _open_lock(run / LOCK) as descriptor:
+    with opened_for_update(run / LOCK) as descriptor:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -467,18 +466,6 @@ def _held(run: Path) -> Iterator[None]:
                 f"another training is running in {run}: wait for it, or give another --out"
             ) from None
         yield
-
-
-@contextlib.contextmanager
-def _open_lock(path: Path) -> Iterator[int]:
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise UserError(f"{path.parent} cannot be written: {error.strerror}") from None
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def check_out(path: Path | None) -> None:

@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cifarlab.data import Source
 from cifarlab.data.loader import DROPOUT, derived_seed
 from cifarlab.environment import describe_environment
 from cifarlab.errors import DivergedError, Interrupted, UserError
@@ -99,10 +100,12 @@ def reopen(
     epochs: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     data_dir: str | Path | None = None,
+    source: Source | None = None,
 ) -> tuple[Job, Run]:
     """The job of an existing run, to go on with.
 
-    `epochs` is the new total; `overrides` may set schedule, early_stopping and device.
+    `epochs` is the new total; `overrides` may set schedule, early_stopping and device; `source` is the run's data
+    where that is open already.
 
     Raises:
         UserError: when the run or its data are damaged, or the plan cannot be changed in this way.
@@ -111,7 +114,7 @@ def reopen(
     recipe = _replanned(run, epochs, dict(overrides or {}))
     if "initial_weights" in run.data and run.load_state() is None:
         raise UserError(f"{run.path} was killed before it kept the weights it began with: train it again")
-    job = prepare(recipe, run.data["name"], data_dir, resumed=run)
+    job = prepare(recipe, source or run.data["name"], data_dir, resumed=run)
     if job.source.checksum != run.data["checksum"]:
         raise UserError(
             f"{run.path} was trained on other data: {run.data['checksum'][:23]}…, and {job.source.location} is"
@@ -213,12 +216,10 @@ def train_step(job: Job, images: Tensor, labels: Tensor, step: int, rate: float)
     with _autocast(job):
         logits = job.model(images)
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.loss.label_smoothing)
-    if recipe.regularization.l2 > 0.0:
-        loss = loss + l2_penalty(job.model, recipe.regularization)
+    loss = loss + l2_penalty(job.model, recipe.regularization)
     job.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    if recipe.optimizer.clip_norm is not None:
-        clip_gradients(job.model, recipe.optimizer.clip_norm)
+    clip_gradients(job.model, recipe.optimizer.clip_norm)
     job.optimizer.step()
     if job.average is not None:
         job.average.update_parameters(job.model)
@@ -272,9 +273,8 @@ def validate(job: Job) -> tuple[float | None, float | None]:
     images, labels = job.validation
     logits = predict_logits(job.weights, job.stream.preparation, images)
     loss = F.cross_entropy(logits, labels)
-    if job.recipe.regularization.l2 > 0.0:
-        with torch.no_grad():
-            loss = loss + l2_penalty(job.weights, job.recipe.regularization)
+    with torch.no_grad():
+        loss = loss + l2_penalty(job.weights, job.recipe.regularization)
     return loss.item(), (logits.argmax(1) == labels).sum().item() / len(labels)
 
 

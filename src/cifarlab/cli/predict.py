@@ -66,20 +66,21 @@ def predict(
     predictions = []
     for prediction in _watched(predictor, pictures, top, is_shown=not as_json and csv is None):
         predictions.append(prediction)
-        if not as_json and (csv is None or len(pictures) <= FEW):
+        if prediction.error is None and not as_json and (csv is None or len(pictures) <= FEW):
             _print_prediction(console, prediction, in_full=len(pictures) <= FEW)
     if csv is not None:
         write_csv(predictions, csv)
     if as_json:
         screen.write_json([prediction.to_dict() for prediction in predictions])
-    failed = [prediction for prediction in predictions if prediction.error is not None]
-    _print_summary(console, len(predictions), csv)
+    failed = [prediction.error for prediction in predictions if prediction.error is not None]
+    if csv is not None:
+        also = f" and {len(failed):,} that could not be read" if failed else ""
+        read = text.count(len(predictions) - len(failed), "picture")
+        console.print(f"{read}{also}, written to {csv}", markup=False)
     if opened.recipe.data.validation == "test":
         screen.note(f"{opened.path}: {screen.VALIDATION_IS_TEST}")
     if failed:
-        of_all = f"{len(failed):,} of {text.count(len(predictions), 'picture')}"
-        first = "" if len(failed) == 1 else ", the first of them"
-        raise UserError(f"{of_all} could not be read{first}: {failed[0].error}")
+        raise UserError(_failures(failed, len(predictions), are_in_report=as_json or csv is not None))
 
 
 def _run_and_pictures(paths: Sequence[Path], run: Path | None) -> tuple[Path, Sequence[Path]]:
@@ -131,9 +132,7 @@ def _watched(predictor: Predictor, pictures: list[Path], top: int, *, is_shown: 
 
 def _print_prediction(console: Console, prediction: Prediction, *, in_full: bool) -> None:
     path = text.one_line(prediction.path or "")
-    if prediction.error is not None:
-        console.print(f"error: {text.one_line(prediction.error)}", markup=False, style="red")
-    elif in_full:
+    if in_full:
         console.print(path, markup=False, style="bold")
         width = max(len(ranked.class_name) for ranked in prediction.predictions)
         for ranked in prediction.predictions:
@@ -145,6 +144,13 @@ def _print_prediction(console: Console, prediction: Prediction, *, in_full: bool
         console.print(f"{path}  {ranked}", markup=False)
 
 
-def _print_summary(console: Console, n: int, csv: Path | None) -> None:
-    if csv is not None:
-        console.print(f"{text.count(n, 'picture')}, written to {csv}", markup=False)
+def _failures(failed: list[str], n: int, *, are_in_report: bool) -> str:
+    """The last line: how many, and why where it is one. Of several each is told before it, if no report has it."""
+    of_all = f"{len(failed):,} of {text.count(n, 'picture')} could not be read"
+    if len(failed) == 1:
+        return f"{of_all}: {failed[0]}"
+    if are_in_report:
+        return f"{of_all}, the first of them: {failed[0]}"
+    for reason in failed:
+        sys.stderr.write(f"not read: {text.one_line(reason)}\n")
+    return of_all

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,16 @@ def open_console(as_json: bool = False) -> Console:
     from rich.console import Console
 
     class PipeConsole(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            if self.is_terminal:
+                super().print(*objects, **options)
+                return
+            with self.capture() as captured:
+                super().print(*objects, **options)
+            self.file.write(
+                re.sub(r" +\n", "\n", captured.get())
+            )  # tables fill their last column with blanks
+
         def on_broken_pipe(self) -> None:
             raise  # the BrokenPipeError in hand, for `main` to answer
 

@@ -90,12 +90,12 @@ def train(
         Run(chosen.finetune.init_from)  # its absence is told before any data are fetched
     if not plan:
         check_out(out)
-    open_source(data, data_dir)  # fetched here, with a bar, if it has to be
+    source = open_source(data, data_dir)
     from cifarlab.cost import estimate
     from cifarlab.job import prepare
     from cifarlab.training import start
 
-    job = prepare(chosen, data, data_dir)
+    job = prepare(chosen, source)
     expected = estimate(job)
     if plan and as_json:
         screen.write_json(_plan_document(job, expected))
@@ -128,10 +128,10 @@ def resume(
 
     opened = Run(run)
     overrides = parse_assignments(settings or [])
-    open_source(opened.data["name"], data_dir)
+    source = open_source(opened.data["name"], data_dir)
     from cifarlab.training import reopen
 
-    job, opened = reopen(run, epochs, overrides, data_dir)
+    job, opened = reopen(run, epochs, overrides, source=source)
     console = screen.open_console(as_json)
     done = text.count(len(opened.metrics), "epoch")
     about = f"{opened.path}: {job.recipe.name} on {job.source.name}, {done} of {job.recipe.epochs:,} finished"

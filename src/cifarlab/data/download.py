@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from cifarlab.data.cifar import Archive
 from cifarlab.errors import UserError
-from cifarlab.files import sha256_of, sync_folder, write_all
+from cifarlab.files import opened_for_update, sha256_of, sync_folder, write_all
 
 Progress = Callable[[int, int | None, str], None]
 
@@ -194,7 +194,7 @@ class _Transfer:
         """Write the response over the part from `start`: starting again never shortens what is there."""
         host, done = urlsplit(self.url).hostname or self.url, start
         since, since_bytes = time.monotonic(), start
-        with _opened_for_update(self.part) as descriptor:
+        with opened_for_update(self.part) as descriptor:
             os.lseek(descriptor, start, os.SEEK_SET)
             while chunk:
                 if done + len(chunk) > self.archive.size_bytes:
@@ -221,18 +221,6 @@ class _Transfer:
                 f"cannot write {self.part}: {error.strerror or error}; the {kept:,} bytes fetched so far "
                 f"are kept: make room for {self.archive.size_bytes - done:,} more and run it again"
             ) from error
-
-
-@contextmanager
-def _opened_for_update(path: Path) -> Iterator[int]:
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
