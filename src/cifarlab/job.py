@@ -1,6 +1,5 @@
 """A job: a recipe with its data on the device and its network built, ready to train."""
 
-import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -133,7 +132,7 @@ def _preparation(recipe: Recipe, images: np.ndarray, base: Run | None, resumed: 
     if base is not None:
         theirs = base.load_preparation()
     elif resumed is not None and "preparation" in resumed.data.get("initial_weights", {}):
-        theirs = Preparation.from_json(json.dumps(resumed.data["initial_weights"]["preparation"]))
+        theirs = Preparation.from_dict(resumed.data["initial_weights"]["preparation"])
     else:
         return fitted
     return replace(theirs, height=fitted.height, width=fitted.width)
