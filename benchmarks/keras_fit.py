@@ -11,6 +11,7 @@ This file is run by both interpreters: at the top level it imports nothing that 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+NAME_OF = {"float32": "", "bfloat16": "_bfloat16"}  # in the record's file name
+PRECISIONS = tuple(NAME_OF)
 WARM_UP_EPOCHS = 1
 CIFAR10_TRAINING_IMAGES = 50_000
 NO_AUGMENTATION = {"augment.shift": 0.0, "augment.flip": 0.0, "data.steps_per_epoch": "ceil"}
@@ -144,6 +147,8 @@ def keras_worker(settings: dict[str, Any]) -> None:
     import tensorflow as tf
 
     rng = np.random.default_rng(0)
+    if settings["precision"] == "bfloat16":
+        keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
     images = rng.integers(0, 256, (settings["images"], 32, 32, 3)).astype("float32") / 255
     labels = keras.utils.to_categorical(rng.integers(0, 10, settings["images"]), 10)
 
@@ -198,7 +203,7 @@ def keras_network(spec: dict[str, Any], l2: float) -> Any:
         model.add(layers.BatchNormalization())
     if spec["dense_dropout"]:
         model.add(layers.Dropout(spec["dense_dropout"]))
-    model.add(layers.Dense(10, activation="softmax"))
+    model.add(layers.Dense(10, activation="softmax", dtype="float32"))
     return model
 
 
@@ -251,12 +256,16 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
     from cifarlab.recipes import get_recipe
 
     recipe = get_recipe(name)
-    plain = {"recipe": name, "data": options.data, "data_dir": options.data_dir, "overrides": NO_AUGMENTATION}
-    sides = {"cifarlab": Worker(sys.executable, "cifarlab", plain)}
+    precision = {"device.precision": options.precision}
+    plain = {"recipe": name, "data": options.data, "data_dir": options.data_dir}
+    sides = {
+        "cifarlab": Worker(sys.executable, "cifarlab", {**plain, "overrides": NO_AUGMENTATION | precision})
+    }
     if recipe.augment.shift or recipe.augment.flip:
-        sides["cifarlab, augmented"] = Worker(sys.executable, "cifarlab", {**plain, "overrides": {}})
-    for jit in options.keras_jit:
+        sides["cifarlab, augmented"] = Worker(sys.executable, "cifarlab", {**plain, "overrides": precision})
+    for keras_precision, jit in itertools.product(options.keras_precision, options.keras_jit):
         settings = {
+            "precision": keras_precision,
             "model": recipe.model.model_dump(mode="json"),
             "l2": recipe.regularization.l2,
             "optimizer": recipe.optimizer.model_dump(mode="json"),
@@ -264,7 +273,7 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
             "images": sides["cifarlab"].about["images"],
             "jit_compile": {"auto": "auto", "on": True, "off": False}[jit],
         }
-        sides[f"keras, jit {jit}"] = Worker(options.keras_python, "keras", settings)
+        sides[f"keras, {keras_precision}, jit {jit}"] = Worker(options.keras_python, "keras", settings)
     rounds = []
     for index in range(options.pairs):
         order = list(sides) if index % 2 == 0 else list(reversed(sides))
@@ -364,13 +373,20 @@ def main() -> None:
     )
     parser.add_argument("--keras-python", help="an interpreter that has keras and tensorflow")
     parser.add_argument("--keras-jit", nargs="+", choices=["auto", "on", "off"], default=["auto", "off"])
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of our side")
+    parser.add_argument(
+        "--keras-precision",
+        nargs="+",
+        choices=PRECISIONS,
+        help="of Keras's sides; default: ours; bfloat16 is mixed",
+    )
     parser.add_argument("--recipes", nargs="+", default=["vgg3", "vgg3-bn"], help="of the vgg family")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument(
         "--data", default="demo", help="demo has 5,000 pictures an epoch; the shape is CIFAR-10's"
     )
     parser.add_argument("--data-dir")
-    parser.add_argument("--out", type=Path, default=RESULTS / "keras_fit.json", help="the record")
+    parser.add_argument("--out", type=Path, help="the record; default results/keras_fit[_bfloat16].json")
     parser.add_argument("--worker", choices=["cifarlab", "keras"], help=argparse.SUPPRESS)
     parser.add_argument("--settings", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -379,11 +395,14 @@ def main() -> None:
         return
     if not options.keras_python:
         parser.error("--keras-python is needed: an interpreter that has keras and tensorflow")
+    options.keras_precision = options.keras_precision or [options.precision]
+    options.out = options.out or RESULTS / f"keras_fit{NAME_OF[options.precision]}.json"
     load_before = os.getloadavg()
     records = [compare(name, options) for name in options.recipes]
     document = {
         "measured_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),  # noqa: UP017 (3.10 reads it too)
         "processor": processor(),
+        "precision": options.precision,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_average_before": load_before,
         "load_average_after": os.getloadavg(),
