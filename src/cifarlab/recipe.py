@@ -80,7 +80,7 @@ class Data(Part):
 
 
 class Augment(Part):
-    """Random changes of training pictures: one affine map about the picture's centre, then the flip."""
+    """Random changes of training pictures: one affine map about the picture's centre, then crop, flip and cutout."""
 
     shift: Fraction = Field(
         default=0.0, description="largest shift, as a fraction of height and of width, real-valued"
@@ -91,9 +91,23 @@ class Augment(Part):
     zoom: Fraction = Field(
         default=0.0, description="largest change of scale: factor drawn from 1 - zoom to 1 + zoom"
     )
+    crop_padding: Annotated[int, Field(ge=0, le=64)] = Field(
+        default=0, description="pixels reflected beyond each edge before a crop at random, in whole pixels"
+    )
     flip: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         default=0.0, description="probability of a horizontal flip"
     )
+    flip_rule: Literal["random", "alternating"] = Field(
+        default="random",
+        description="alternating: drawn once for each picture and then toggled every epoch (arXiv 2404.00498)",
+    )
+    cutout: Annotated[int, Field(ge=0, le=224)] = Field(
+        default=0, description="pixels a side of a square set to the mean colour (arXiv 1708.04552)"
+    )
+
+    @property
+    def changes_nothing(self) -> bool:
+        return not (self.shift or self.rotation or self.zoom or self.crop_padding or self.flip or self.cutout)
 
 
 class SGD(Part):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cifarlab.data.augment import Draws, apply, draw
+from cifarlab.data.augment import Draws, apply, cut_out, draw
 from cifarlab.recipe import Augment
 
 # float32 places of up to 32 are off by up to 2e-6 pixels, noise has slopes of up to 255 a pixel in both directions
@@ -130,7 +130,9 @@ def test_values_stay_in_the_range_of_the_picture(shift, rotation, zoom, size, se
     draws = draw(Augment(shift=shift, rotation=rotation, zoom=zoom, flip=0.5), 3, *size, seed=seed)
     assert draws is not None
     changed = apply(images, draws)
-    assert changed.shape == images.shape and changed.dtype == torch.float32
+    assert changed.shape == images.shape
+    assert changed.dtype == (torch.float32 if shift or rotation or zoom else torch.uint8)
+    changed = changed.float()
     low, high = images.float().amin((2, 3), keepdim=True), images.float().amax((2, 3), keepdim=True)
     assert (changed >= low - TOLERANCE).all() and (changed <= high + TOLERANCE).all()
 
@@ -158,6 +160,39 @@ def test_a_picture_does_not_depend_on_its_batch(augment):
     assert draws is not None and len(draws) == 10
     part = apply(images[4:7], draws.slice(4, 7).to("cpu"))
     assert torch.allclose(apply(images, draws)[4:7], part, atol=1e-4)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_crop_is_of_the_picture_with_its_edges_reflected(affine):
+    images = noise(40, 9, 12)
+    settings = Augment(crop_padding=3, flip=0.5, shift=1e-9 if affine else 0.0)
+    draws = draw(settings, 40, 9, 12, seed=2)
+    assert draws is not None
+    changed = apply(images, draws)
+    assert changed.dtype == (torch.float32 if affine else torch.uint8)
+    assert changed.is_contiguous(memory_format=torch.channels_last)
+    corners = set()
+    for i in range(40):
+        image = images[i].numpy()[:, :, ::-1] if draws.flip[i] else images[i].numpy()
+        padded = np.pad(image, ((0, 0), (3, 3), (3, 3)), mode="reflect")
+        y, x = int(draws.crop_y[i]) + 3, int(draws.crop_x[i]) + 3
+        expected = padded[:, y : y + 9, x : x + 12]
+        corners.add((y, x))
+        assert np.allclose(changed[i].numpy(), expected, atol=TOLERANCE)
+    ys, xs = zip(*corners, strict=True)
+    assert {*ys} == {*xs} == {*range(7)}
+
+
+def test_cutout_sets_a_whole_square_of_each_prepared_picture_to_zero():
+    images = torch.rand(200, 3, 10, 14) + 0.5
+    draws = draw(Augment(cutout=4), 200, 10, 14, seed=1)
+    assert draws is not None and torch.equal(apply(images, draws), images)
+    cut = cut_out(images, draws, 4) == 0.0
+    assert (cut.sum((1, 2, 3)) == 3 * 4 * 4).all()
+    for i in range(200):
+        rows, columns = cut[i].any(0).any(1).nonzero(), cut[i].any(0).any(0).nonzero()
+        assert rows.max() - rows.min() == columns.max() - columns.min() == 3
+    assert {*draws.cut_y.tolist()} == {*range(7)} and {*draws.cut_x.tolist()} == {*range(11)}
 
 
 def test_nothing_to_draw():

@@ -57,3 +57,26 @@ def test_augmentation_is_drawn_anew_for_each_pass() -> None:
     one = BatchStream(images, torch.zeros(1, dtype=torch.int64), 1, 0, Augment(shift=0.4), SCALE)
     first, second = itertools.islice(one.from_step(0), 2)
     assert not torch.equal(first[0], second[0])
+
+
+def test_alternating_flips_toggle_every_picture_from_pass_to_pass() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 4, 4, 3), dtype=np.uint8)
+    settings = Augment(flip=0.5, flip_rule="alternating")
+    one = BatchStream(torch.from_numpy(pixels), torch.arange(64), 16, 0, settings, SCALE)
+    batches = list(itertools.islice(one.from_step(0), 12))
+    passes = [
+        {
+            int(label): image
+            for images, labels in batches[i : i + 4]
+            for image, label in zip(images, labels, strict=True)
+        }
+        for i in (0, 4, 8)
+    ]
+    for picture in range(64):
+        assert torch.equal(passes[0][picture], passes[1][picture].flip(-1))
+        assert torch.equal(passes[0][picture], passes[2][picture])
+    as_stored = sum(
+        torch.equal(passes[0][i] * 255, torch.from_numpy(pixels[i]).permute(2, 0, 1).float())
+        for i in range(64)
+    )
+    assert 20 < as_stored < 44

@@ -1,14 +1,14 @@
 """Random changes of training pictures: drawn for many pictures at once, applied to whole batches on any device.
 
-Every change is one affine map of the places that are looked up, about the picture's centre, so that rotation, zoom,
-shift and flip together cost one bilinear look-up, in float32. Keras's conventions: the centre is (size - 1) / 2,
-offsets are real-valued, and places outside take the nearest edge (`apply_affine_transform` of keras.preprocessing.image
-with fill_mode="nearest").
+Rotation, zoom and shift are one affine map of the places that are looked up, about the picture's centre, so that with
+the flip they cost one bilinear look-up, in float32. Keras's conventions: the centre is (size - 1) / 2, offsets are
+real-valued, and places outside take the nearest edge (`apply_affine_transform` of keras.preprocessing.image with
+fill_mode="nearest"). Crops and flips alone move whole pixels and keep them as they are.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -20,13 +20,17 @@ from cifarlab.recipe import Augment
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """What happens to each of N pictures. All tensors have shape (N,)."""
+    """What happens to each of N pictures. All tensors have shape (N,); None: that happens to no picture."""
 
-    shift_y: Tensor  # float32, pixels, downwards
-    shift_x: Tensor  # float32, pixels, to the right
-    angle: Tensor | None  # float32, radians; None: no picture is rotated
-    scale: Tensor  # float32, above 1 shows more of the scene, smaller, as in Keras
-    flip: Tensor  # bool, left to right, after everything else
+    shift_y: Tensor | None  # float32, pixels, downwards; None: nothing moves between pixels
+    shift_x: Tensor | None  # float32, pixels, to the right
+    angle: Tensor | None  # float32, radians
+    scale: Tensor | None  # float32, above 1 shows more of the scene, smaller, as in Keras
+    flip: Tensor  # bool, left to right, after the affine map
+    crop_y: Tensor | None = None  # int64, pixels by which the crop lies lower, after the flip
+    crop_x: Tensor | None = None  # int64, to the right
+    cut_y: Tensor | None = None  # int64, the first row of the square that is cut out
+    cut_x: Tensor | None = None  # int64, its first column
 
     def __len__(self) -> int:
         return len(self.flip)
@@ -38,26 +42,40 @@ class Draws:
         return self._each(lambda values: values.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Draws":
-        angle = None if self.angle is None else change(self.angle)
-        return Draws(change(self.shift_y), change(self.shift_x), angle, change(self.scale), change(self.flip))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(
+            self, **{name: None if value is None else change(value) for name, value in values.items()}
+        )
 
 
 def draw(augment: Augment, n: int, height: int, width: int, seed: int) -> Draws | None:
     """Changes for `n` pictures of `height` x `width` pixels; None where `augment` changes nothing.
 
     The same seed gives the same draws on every platform, and each kind of change its own, whichever others are on.
+    With `flip_rule="alternating"` the flips are the caller's to toggle: see `BatchStream`.
     """
-    if augment == Augment():
+    if augment.changes_nothing:
         return None
-    uniform = np.random.Generator(np.random.PCG64(seed)).random((5, n))  # float64, [0, 1)
+    uniform = np.random.Generator(np.random.PCG64(seed)).random((9, n))  # float64, [0, 1)
     symmetric = 2.0 * uniform - 1.0
+    affine = bool(augment.shift or augment.rotation or augment.zoom)
+    padding, square = augment.crop_padding, min(augment.cutout, height, width)
     return Draws(
-        shift_y=_float32(augment.shift * height * symmetric[0]),
-        shift_x=_float32(augment.shift * width * symmetric[1]),
+        shift_y=_float32(augment.shift * height * symmetric[0]) if affine else None,
+        shift_x=_float32(augment.shift * width * symmetric[1]) if affine else None,
         angle=_float32(math.radians(augment.rotation) * symmetric[2]) if augment.rotation else None,
-        scale=_float32(1.0 + augment.zoom * symmetric[3]),
+        scale=_float32(1.0 + augment.zoom * symmetric[3]) if affine else None,
         flip=torch.from_numpy(uniform[4] < augment.flip),
+        crop_y=_whole(uniform[5], 2 * padding + 1) - padding if padding else None,
+        crop_x=_whole(uniform[6], 2 * padding + 1) - padding if padding else None,
+        cut_y=_whole(uniform[7], height - square + 1) if square else None,
+        cut_x=_whole(uniform[8], width - square + 1) if square else None,
     )
+
+
+def _whole(uniform: np.ndarray, choices: int) -> Tensor:
+    """int64 0 .. choices - 1, each as probable."""
+    return torch.from_numpy((uniform * choices).astype(np.int64))
 
 
 def _float32(values: np.ndarray) -> Tensor:
@@ -65,26 +83,65 @@ def _float32(values: np.ndarray) -> Tensor:
 
 
 def apply(images: Tensor, draws: Draws) -> Tensor:
-    """`images` changed as drawn. Equal to scipy.ndimage.affine_transform(order=1, mode="nearest") but for rounding.
+    """`images` moved as drawn. Equal to scipy.ndimage.affine_transform(order=1, mode="nearest") but for rounding.
 
     Args:
         images: (N, C, H, W), uint8 or float, contiguous or channels_last; channels_last is the fast one.
         draws: N draws on the same device.
 
     Returns:
-        float32 (N, C, H, W) in the units and the memory format of `images`.
+        (N, C, H, W) in the units and the memory format of `images`: float32, or their own dtype where nothing moves
+        between pixels.
     """
+    memory_format = torch.contiguous_format if images.is_contiguous() else torch.channels_last
+    if draws.shift_y is not None:
+        moved = _map_affinely(images, draws)
+        if draws.crop_y is not None:
+            moved = _move_whole_pixels(moved, draws, flipped=torch.zeros_like(draws.flip))
+    else:
+        moved = _move_whole_pixels(images, draws, flipped=draws.flip)
+    return moved.contiguous(memory_format=memory_format)
+
+
+def cut_out(images: Tensor, draws: Draws, square: int) -> Tensor:
+    """`images`, prepared, float (N, C, H, W), with a square of `square` pixels a side of each set to 0."""
+    if draws.cut_y is None or draws.cut_x is None:
+        return images
+    rows = torch.arange(images.shape[2], device=images.device) - draws.cut_y[:, None]
+    columns = torch.arange(images.shape[3], device=images.device) - draws.cut_x[:, None]
+    in_rows, in_columns = (rows >= 0) & (rows < square), (columns >= 0) & (columns < square)
+    return images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)
+
+
+def _move_whole_pixels(images: Tensor, draws: Draws, flipped: Tensor) -> Tensor:
+    """Flip, then a crop of the pictures reflected about their outermost rows and columns."""
+    n, _, height, width = images.shape
+    rows = torch.arange(height, device=images.device).expand(n, height)
+    columns = torch.arange(width, device=images.device).expand(n, width)
+    if draws.crop_y is not None and draws.crop_x is not None:
+        rows = _reflected(rows + draws.crop_y[:, None], height)
+        columns = _reflected(columns + draws.crop_x[:, None], width)
+    columns = torch.where(flipped[:, None], width - 1 - columns, columns)
+    picture = torch.arange(n, device=images.device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[picture, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _reflected(places: Tensor, length: int) -> Tensor:
+    """Places beyond the ends folded back, the outermost line not repeated: -1 -> 1, length -> length - 2."""
+    period = max(2 * (length - 1), 1)
+    places = places.remainder(period)
+    return torch.minimum(places, period - places).clamp_(max=length - 1)
+
+
+def _map_affinely(images: Tensor, draws: Draws) -> Tensor:
     height, width = images.shape[2:]
     rows, columns = _places(draws, height, width)
     if draws.angle is None:
-        result = _look_up_lines(images, rows + (height - 1) / 2, columns + (width - 1) / 2)
-    else:
-        cos, sin = draws.angle.cos()[:, None], draws.angle.sin()[:, None]
-        y = (rows * cos + (height - 1) / 2)[:, :, None] - (columns * sin)[:, None, :]
-        x = (rows * sin + (width - 1) / 2)[:, :, None] + (columns * cos)[:, None, :]
-        result = _look_up_places(images, y, x)
-    memory_format = torch.contiguous_format if images.is_contiguous() else torch.channels_last
-    return result.contiguous(memory_format=memory_format)
+        return _look_up_lines(images, rows + (height - 1) / 2, columns + (width - 1) / 2)
+    cos, sin = draws.angle.cos()[:, None], draws.angle.sin()[:, None]
+    y = (rows * cos + (height - 1) / 2)[:, :, None] - (columns * sin)[:, None, :]
+    x = (rows * sin + (width - 1) / 2)[:, :, None] + (columns * cos)[:, None, :]
+    return _look_up_places(images, y, x)
 
 
 def shift_pixels(images: Tensor, down: int, right: int) -> Tensor:
@@ -101,6 +158,7 @@ def _places(draws: Draws, height: int, width: int) -> tuple[Tensor, Tensor]:
     The picture is rotated, zoomed, shifted, flipped, so its places are looked up by the inverse, in reverse:
     rotation @ (scale * (flipped place - shift)).
     """
+    assert draws.shift_y is not None and draws.shift_x is not None and draws.scale is not None
     device = draws.flip.device
     rows = torch.arange(height, device=device) - (height - 1) / 2
     columns = torch.arange(width, device=device) - (width - 1) / 2

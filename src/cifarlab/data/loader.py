@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from cifarlab.data import augment
 from cifarlab.preparation import Preparation
 from cifarlab.recipe import Augment
 
-ORDER, AUGMENT, DROPOUT, WEIGHTS = range(4)
+ORDER, AUGMENT, DROPOUT, WEIGHTS, FLIP = range(5)
 
 
 def derived_seed(seed: int, stream: int, index: int) -> int:
@@ -54,9 +54,13 @@ class BatchStream:
                 last = min(first + self.batch_size, len(order))
                 chosen = order[first:last]
                 images = self.images[chosen].permute(0, 3, 1, 2)
-                if draws is not None:
-                    images = augment.apply(images, draws.slice(first, last))
-                yield self.preparation(images), self.labels[chosen]
+                batch_draws = None if draws is None else draws.slice(first, last)
+                if batch_draws is not None:
+                    images = augment.apply(images, batch_draws)
+                images = self.preparation(images)
+                if batch_draws is not None:
+                    images = augment.cut_out(images, batch_draws, self.augmentation.cutout)
+                yield images, self.labels[chosen]
             one_pass, position = one_pass + 1, 0
 
     def _plan(self, one_pass: int) -> tuple[Tensor, augment.Draws | None]:
@@ -67,4 +71,8 @@ class BatchStream:
         draws = augment.draw(
             self.augmentation, count, height, width, seed=derived_seed(self.seed, AUGMENT, one_pass)
         )
+        if draws is not None and self.augmentation.flip_rule == "alternating":
+            rng = np.random.Generator(np.random.PCG64(derived_seed(self.seed, FLIP, 0)))
+            flipped_first = torch.from_numpy(rng.random(count) < self.augmentation.flip)
+            draws = replace(draws, flip=flipped_first[order.cpu()] ^ bool(one_pass % 2))
         return order, None if draws is None else draws.to(self.images.device)

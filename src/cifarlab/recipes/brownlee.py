@@ -44,7 +44,7 @@ def _recipe(
         data=Data(
             preparation="scale",
             validation="test",
-            steps_per_epoch="floor" if augment != Augment() else "ceil",
+            steps_per_epoch="floor" if not augment.changes_nothing else "ceil",
         ),
         augment=augment,
         optimizer=SGD(learning_rate=0.001, momentum=0.9),

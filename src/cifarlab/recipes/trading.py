@@ -41,7 +41,7 @@ def _recipe(
         data=Data(
             validation="first",
             validation_images=5_000,
-            steps_per_epoch="floor" if augment != Augment() else "ceil",
+            steps_per_epoch="floor" if not augment.changes_nothing else "ceil",
         ),
         augment=augment,
         optimizer=Adam(),
