@@ -111,7 +111,7 @@ def test_python_in_the_text_uses_public_names_and_arguments(page):
 
 def test_the_reference_names_every_command_and_option():
     text = (ROOT / "docs" / "reference" / "commands.md").read_text("utf-8")
-    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, flags=re.M | re.S))
+    sections = dict(re.findall(r"^## ([\w-]+)\n(.*?)(?=^## |\Z)", text, flags=re.M | re.S))
     assert list(sections) == list(COMMANDS)
     for command, section in sections.items():
         missing = {name for name in options(command) - {"--help", "-h"} if name not in section}

@@ -17,6 +17,7 @@ from cifarlab.process import prepare_environment
 if TYPE_CHECKING:
     from cifarlab.errors import DivergedError, Interrupted, UserError
     from cifarlab.evaluation import Evaluation, evaluate
+    from cifarlab.keras_io import export_keras, import_keras
     from cifarlab.prediction import Prediction, load_predictor
     from cifarlab.recipe import Recipe
     from cifarlab.recipes import RECIPES, get_recipe
@@ -37,7 +38,9 @@ _HOMES = {
     "Run": "run",
     "UserError": "errors",
     "evaluate": "evaluation",
+    "export_keras": "keras_io",
     "get_recipe": "recipes",
+    "import_keras": "keras_io",
     "load_predictor": "prediction",
     "resume": "training",
     "train": "training",
@@ -53,7 +56,9 @@ __all__ = [
     "Run",
     "UserError",
     "evaluate",
+    "export_keras",
     "get_recipe",
+    "import_keras",
     "load_predictor",
     "resume",
     "train",

@@ -29,7 +29,8 @@ def build_optimizer(
                 groups, lr=spec.learning_rate, momentum=spec.momentum, nesterov=spec.nesterov, fused=fused
             )
         case RMSprop():  # torch has no fused one
-            return torch.optim.RMSprop(groups, lr=spec.learning_rate, alpha=spec.rho, eps=spec.epsilon)
+            kind = RMSpropInsideRoot if spec.epsilon_place == "inside-root" else torch.optim.RMSprop
+            return kind(groups, lr=spec.learning_rate, alpha=spec.rho, eps=spec.epsilon)
         case Adam():
             betas = (spec.beta_1, spec.beta_2)
             return torch.optim.Adam(groups, lr=spec.learning_rate, betas=betas, eps=spec.epsilon, fused=fused)
@@ -39,6 +40,23 @@ def build_optimizer(
                 groups, lr=spec.learning_rate, betas=betas, eps=spec.epsilon, fused=fused
             )
     raise AssertionError(f"no optimiser for {spec!r}")
+
+
+class RMSpropInsideRoot(torch.optim.RMSprop):
+    """Keras 3's rule: w -= rate * g / sqrt(v + eps), where v = alpha * v + (1 - alpha) * g^2."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                gradient = weight.grad + group["weight_decay"] * weight
+                if weight not in self.state:
+                    self.state[weight]["square_avg"] = torch.zeros_like(weight)
+                mean_square = self.state[weight]["square_avg"]
+                mean_square.mul_(group["alpha"]).addcmul_(gradient, gradient, value=1.0 - group["alpha"])
+                weight.addcdiv_(gradient, (mean_square + group["eps"]).sqrt_(), value=-group["lr"])
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float, rate_factors: Mapping[str, float]) -> list[dict]:

@@ -128,12 +128,15 @@ class SGD(Part):
 
 
 class RMSprop(Part):
-    """Keras 2's rule: epsilon is added to the root."""
+    """Keras's rule, which is one of two."""
 
     name: Literal["rmsprop"] = "rmsprop"
     learning_rate: Positive = 0.001
     rho: Fraction = 0.9
     epsilon: Positive = 1e-7
+    epsilon_place: Literal["outside-root", "inside-root"] = Field(
+        default="outside-root", description="outside: Keras 2's, and PyTorch's; inside: Keras 3's"
+    )
     weight_decay: NonNegative = Field(default=0.0, description="coupled, on kernels only")
     clip_norm: Positive | None = None
 

@@ -148,6 +148,12 @@ class Run:
         return self._read_json(DATA)
 
     @property
+    def imported(self) -> dict[str, Any] | None:
+        """{file, sha256, format, layers, time, version} of the file that the run's first weights are from, if any."""
+        began_with = self.data.get("initial_weights", {})
+        return began_with if "file" in began_with else None
+
+    @property
     def classes(self) -> tuple[str, ...]:
         return tuple(self.data["classes"])
 
@@ -167,8 +173,10 @@ class Run:
 
     @property
     def default_weights(self) -> Weights:
-        """The recipe's own; `last` where validation was the test set, or there was none."""
-        return self.recipe.weights if keeps_best(self.recipe) else "last"
+        """The recipe's own; `last` where none were chosen: validation was the test set, there was none, or no epoch
+        was trained since the weights were imported."""
+        untrained = self.imported is not None and not self.metrics
+        return self.recipe.weights if keeps_best(self.recipe) and not untrained else "last"
 
     @property
     def is_complete(self) -> bool:
@@ -315,14 +323,15 @@ class Run:
     def publish(self, rows: list[Row], weights: dict[str, "Tensor"], header: dict[str, Any]) -> None:
         """Write what people and other commands read: weights (best and last), metrics as JSON lines and as CSV.
 
-        Called with the weights of the last of `rows`, right after the commit of that epoch.
+        Called with the weights of the last of `rows`, right after the commit of that epoch; without rows, with
+        weights that were imported.
         """
         from safetensors.torch import save
 
         # One key: the order of several is not the same in every process, and equal runs shall be equal bytes.
         content = save(_contiguous(weights), metadata={"cifarlab": json.dumps(header)})
         files = {self.weights_path("last").name: content}
-        if rows[-1]["epoch"] == best_epoch(rows, self.recipe):
+        if rows and rows[-1]["epoch"] == best_epoch(rows, self.recipe):
             files[self.weights_path("best").name] = content
         files["metrics.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows).encode()
         files["metrics.csv"] = _as_csv(rows).encode()

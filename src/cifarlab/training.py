@@ -95,6 +95,18 @@ def start(job: Job, out: str | Path | None = None) -> Run:
     return run
 
 
+def start_imported(job: Job, out: str | Path | None = None) -> Run:
+    """A run that stands before its first step and gives the weights that `job` begins with, to be used as they are.
+
+    Raises:
+        UserError: as `start` does.
+    """
+    run = start(job, out)
+    with run.locked():
+        _publish(job, run, [])
+    return run
+
+
 def reopen(
     path: str | Path,
     epochs: int | None = None,
@@ -215,7 +227,8 @@ def train_step(job: Job, images: Tensor, labels: Tensor, step: int, rate: float)
     set_learning_rate(job.optimizer, recipe.optimizer, rate, step)
     with _autocast(job):
         logits = job.model(images)
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.loss.label_smoothing)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # up from bfloat16, never down
+    loss = F.cross_entropy(logits, labels, label_smoothing=recipe.loss.label_smoothing)
     loss = loss + l2_penalty(job.model, recipe.regularization)
     job.optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -362,8 +375,8 @@ def _publish(job: Job, run: Run, rows: list[Row]) -> None:
         "classes": list(job.source.classes),
         "input_shape": list(job.input_shape),
         "preparation": asdict(job.stream.preparation),
-        "epoch": rows[-1]["epoch"],
-        "step": rows[-1]["step"],
+        "epoch": len(rows),
+        "step": rows[-1]["step"] if rows else 0,
     }
     run.publish(rows, job.weights.state_dict(), header)
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cifarlab.cli import data, evaluate, predict, recipes, train
+from cifarlab.cli import data, evaluate, keras, predict, recipes, train
 from cifarlab.errors import CifarlabError, Interrupted, UserError, nearest
 from cifarlab.text import one_line
 
@@ -71,6 +71,8 @@ for verb, summary in (
     (train.resume, "Go on with a training."),
     (evaluate.evaluate, "Judge a run on the test set."),
     (predict.predict, "Say what is in pictures."),
+    (keras.import_keras, "Make a run of weights that Keras saved."),
+    (keras.export_keras, "Write a run's weights for Keras."),
 ):
     app.command(short_help=summary)(verb)
 

@@ -48,6 +48,7 @@ def evaluate(
         screen.note("answered from the logits stored by an earlier evaluation; no picture was opened again")
     if result.validation_was_test:
         screen.note(screen.VALIDATION_IS_TEST)
+    screen.note_import(opened)
     if as_json:
         screen.write_json(result.to_dict())
         return

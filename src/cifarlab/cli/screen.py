@@ -12,6 +12,8 @@ from cifarlab.text import one_line
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from cifarlab.run import Run
+
 VALIDATION_IS_TEST = (
     "validation is the test set in this recipe: its figures are test figures, seen while training"
 )
@@ -40,6 +42,13 @@ def open_console(as_json: bool = False) -> Console:
 
 def write_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def note_import(run: Run) -> None:
+    """Say it where a run began with weights from elsewhere."""
+    if run.imported is not None:
+        trained = "trained on since" if run.metrics else "not trained since"
+        note(f"its weights were imported from {run.imported['file']}, {trained}")
 
 
 def note(text: str) -> None:

@@ -136,6 +136,7 @@ def resume(
     done = text.count(len(opened.metrics), "epoch")
     about = f"{opened.path}: {job.recipe.name} on {job.source.name}, {done} of {job.recipe.epochs:,} finished"
     console.print(f"{about}; {_device_text(job)}", markup=False)
+    screen.note_import(opened)
     if job.recipe.data.validation == "test":
         console.print(f"note: {screen.VALIDATION_IS_TEST}")
     if job.recipe == opened.recipe and opened.is_complete:

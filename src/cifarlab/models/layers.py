@@ -77,12 +77,38 @@ def keras_convolution(
     return SameConv2d(channels, filters, kernel_size, stride=stride)
 
 
-def keras_batch_norm(channels: int, *, dimensions: int) -> nn.Module:
+class _BiasedVariance(nn.modules.batchnorm._BatchNorm):
+    """The running variance takes the batch's own variance, not n/(n-1) of it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        assert self.running_var is not None and self.momentum is not None
+        kept = (1.0 - self.momentum) * self.running_var
+        output = super().forward(input)
+        n = input.numel() // input.shape[1]
+        self.running_var = kept.lerp(self.running_var, (n - 1) / n)
+        return output
+
+
+class BiasedBatchNorm1d(_BiasedVariance, nn.BatchNorm1d):
+    pass
+
+
+class BiasedBatchNorm2d(_BiasedVariance, nn.BatchNorm2d):
+    pass
+
+
+def keras_batch_norm(channels: int, *, dimensions: int, variance: str = "unbiased") -> nn.Module:
     """Keras's momentum of 0.99 is PyTorch's 0.01; its epsilon is 1e-3.
 
-    The running variance takes n/(n-1) of the batch's, as in Keras 2.
+    The running variance takes n/(n-1) of the batch's (`unbiased`), as in Keras 2, or the batch's own (`biased`), as in
+    Keras 3.
     """
-    kind = nn.BatchNorm2d if dimensions == 4 else nn.BatchNorm1d
+    if variance == "biased":
+        kind = BiasedBatchNorm2d if dimensions == 4 else BiasedBatchNorm1d
+    else:
+        kind = nn.BatchNorm2d if dimensions == 4 else nn.BatchNorm1d
     return kind(channels, momentum=0.01, eps=1e-3)
 
 

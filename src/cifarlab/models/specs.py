@@ -9,6 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Width = Annotated[int, Field(ge=1, le=8192)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+Variance = Annotated[
+    Literal["unbiased", "biased"],
+    Field(
+        description="of a batch, that batch norm's running variance takes: unbiased as in Keras 2, biased as in 3"
+    ),
+]
 
 
 class Spec(BaseModel):
@@ -46,6 +52,7 @@ class VGG(Spec):
     batch_norm_place: Literal["activations", "dropouts"] = Field(
         default="activations", description="after every activation, or once before every dropout"
     )
+    batch_norm_variance: Variance = "unbiased"
 
     @model_validator(mode="after")
     def one_rate_for_each_pool(self) -> "VGG":
@@ -78,6 +85,7 @@ class AlexNet(Spec):
     name: Literal["alexnet"] = "alexnet"
     dense: Width = Field(default=4096, description="units of each of the two hidden dense layers")
     dense_dropout: Rate = Field(default=0.4, description="dropout rate after each of them")
+    batch_norm_variance: Variance = "unbiased"
 
 
 ModelSpec = Annotated[Union[VGG, MLP, AlexNet], Field(discriminator="name")]

@@ -33,7 +33,7 @@ def build_vgg(spec: VGG, classes: int, input_shape: tuple[int, int, int]) -> nn.
         layers["dense"] = nn.Linear(features, spec.dense)
         layers[f"dense_{spec.activation}"] = _activation(spec)
         if _norm_after(spec, spec.dense_dropout):
-            layers["dense_bn"] = keras_batch_norm(spec.dense, dimensions=2)
+            layers["dense_bn"] = keras_batch_norm(spec.dense, dimensions=2, variance=spec.batch_norm_variance)
         if spec.dense_dropout > 0.0:
             layers["dense_dropout"] = Dropout(spec.dense_dropout)
         features = spec.dense
@@ -60,8 +60,12 @@ def _add_block(layers: Layers, spec: VGG, block: int, channels: int, filters: in
         if index < spec.convolutions or not activation_last:
             layers[f"{name}_{spec.activation}"] = _activation(spec)
         if norms_every:
-            layers[f"{name}_bn"] = keras_batch_norm(filters, dimensions=4)
-    norm = {f"block{block}_bn": keras_batch_norm(filters, dimensions=4)} if norm_of_block else {}
+            layers[f"{name}_bn"] = keras_batch_norm(filters, dimensions=4, variance=spec.batch_norm_variance)
+    norm = (
+        {f"block{block}_bn": keras_batch_norm(filters, dimensions=4, variance=spec.batch_norm_variance)}
+        if norm_of_block
+        else {}
+    )
     drop = {f"block{block}_dropout": Dropout(dropout)} if dropout > 0.0 else {}
     pool: dict[str, nn.Module] = {f"block{block}_pool": nn.MaxPool2d(2)}
     if activation_last:
