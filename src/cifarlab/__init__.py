@@ -17,6 +17,7 @@ from cifarlab.process import prepare_environment
 if TYPE_CHECKING:
     from cifarlab.errors import DivergedError, Interrupted, UserError
     from cifarlab.evaluation import Evaluation, evaluate
+    from cifarlab.group_training import train_group
     from cifarlab.keras_io import export_keras, import_keras
     from cifarlab.prediction import Prediction, load_predictor
     from cifarlab.recipe import Recipe
@@ -44,6 +45,7 @@ _HOMES = {
     "load_predictor": "prediction",
     "resume": "training",
     "train": "training",
+    "train_group": "group_training",
 }
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "load_predictor",
     "resume",
     "train",
+    "train_group",
 ]
 
 

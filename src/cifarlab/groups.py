@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cifarlab.errors import UserError
+from cifarlab.recipe import Recipe
 from cifarlab.run import Run, is_run
 
 WORDS = ("source", "notes", "network", "published", "parameters", "trainable_parameters")  # decide no result
@@ -51,6 +52,13 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     experiments = [_experiment(group[0]) for group in members.values()]
     names = [_name(each, [e for e in experiments if e["name"] == each["name"]]) for each in experiments]
     return [Group(name, tuple(group)) for name, group in zip(names, members.values(), strict=True)]
+
+
+def differing_fields(a: Recipe, b: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Fields that decide a result and are not equal in both, by dotted name: (in a, in b). The device is left out."""
+    in_a, in_b = (_flat(each.model_dump(mode="json", exclude={"device", *WORDS})) for each in (a, b))
+    names = dict.fromkeys([*in_a, *in_b])
+    return {name: (in_a.get(name), in_b.get(name)) for name in names if in_a.get(name) != in_b.get(name)}
 
 
 def _run_folders(top: Path) -> Iterator[Path]:

@@ -7,12 +7,13 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from cifarlab.text import one_line
+from cifarlab.text import one_line, percent
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from cifarlab.run import Run
+    from cifarlab.statistics import Summary
 
 VALIDATION_IS_TEST = (
     "validation is the test set in this recipe: its figures are test figures, seen while training"
@@ -54,3 +55,12 @@ def note_import(run: Run) -> None:
 def note(text: str) -> None:
     """One line beside the report, on stderr."""
     sys.stderr.write(f"note: {one_line(text)}\n")
+
+
+def mean_and_interval(summary: Summary) -> str:
+    """`71.23 % ± 0.42 (n = 3), 95 % interval 70.19 to 72.27 %`: mean and deviation, then the interval of the mean."""
+    spread = "" if summary.sd is None else f" ± {100 * summary.sd:.2f}"
+    interval = ""
+    if summary.low is not None and summary.high is not None:
+        interval = f", 95 % interval {100 * summary.low:.2f} to {100 * summary.high:.2f} %"
+    return f"{percent(summary.mean, 2)}{spread} (n = {summary.n}){interval}"

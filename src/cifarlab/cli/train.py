@@ -45,6 +45,16 @@ def train(
     seed: Annotated[
         str | None, typer.Option("--seed", metavar="N", help="Of weights, order, augmentation.")
     ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            "--seeds", metavar="N", help="Train a group, seeds 0 to N-1: DIR/seed-0, DIR/seed-1 ..."
+        ),
+    ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option("--folds", metavar="K", help="Stratified cross-validation: DIR/fold-0, DIR/fold-1 ..."),
+    ] = None,
     epochs: Annotated[str | None, typer.Option("--epochs", metavar="N", help="Passes over the data.")] = None,
     device: Annotated[
         str | None, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")
@@ -72,6 +82,7 @@ def train(
       cifarlab train vgg3-bn --plan
       cifarlab train vgg3 --epochs 20 --set optimizer.learning_rate=0.01 --set augment.flip=0.5
       cifarlab train vgg3 --init-from runs/vgg3-s0-1 --freeze 'block*'
+      cifarlab train vgg3 --seeds 5 --out runs/vgg3
     """
     from cifarlab.recipe import override
     from cifarlab.recipes import get_recipe
@@ -88,9 +99,19 @@ def train(
     chosen = override(chosen, _overrides(options, settings or []))
     if chosen.finetune.init_from is not None:
         Run(chosen.finetune.init_from)  # its absence is told before any data are fetched
-    if not plan:
+    in_group = seeds is not None or folds is not None
+    if seed is not None and seeds is not None:
+        raise UserError(f"--seed {seed} and --seeds {seeds}: give one; --seeds trains seeds 0 to {seeds - 1}")
+    if not plan and not in_group:
         check_out(out)
     source = open_source(data, data_dir)
+    if in_group:
+        from cifarlab.cli.train_group import train_group
+
+        train_group(
+            chosen, source, seeds=seeds, folds=folds, data_dir=data_dir, out=out, plan=plan, as_json=as_json
+        )
+        return
     from cifarlab.cost import estimate
     from cifarlab.job import prepare
     from cifarlab.training import start
@@ -98,10 +119,10 @@ def train(
     job = prepare(chosen, source)
     expected = estimate(job)
     if plan and as_json:
-        screen.write_json(_plan_document(job, expected))
+        screen.write_json(plan_document(job, expected))
         return
     console = screen.open_console(as_json)
-    _print_plan(console, job, expected)
+    print_lines(console, plan_lines(job, expected), chosen)
     if plan:
         return
     _follow(console, job, lambda: start(job, out), as_json)
@@ -160,7 +181,7 @@ def _overrides(options: dict[str, str | None], settings: list[str]) -> dict[str,
 # Before: the plan
 
 
-def _print_plan(console: Console, job: Job, expected: Estimate) -> None:
+def plan_lines(job: Job, expected: Estimate) -> dict[str, str | None]:
     from cifarlab.recipes import RECIPES
 
     recipe = job.recipe
@@ -178,7 +199,7 @@ def _print_plan(console: Console, job: Job, expected: Estimate) -> None:
     else:
         published = None
     time = f"{text.duration(expected.elapsed_seconds)} at {expected.images_per_second:,.0f} images/s"
-    lines = {
+    return {
         "recipe": f"{recipe.name}, from {recipe.source}",
         "network": network,
         "published": published,
@@ -190,6 +211,9 @@ def _print_plan(console: Console, job: Job, expected: Estimate) -> None:
         "expected": f"{time}: done at {text.clock_after(expected.elapsed_seconds)}",
         "needs": f"{text.size(expected.memory_bytes)} of memory, {text.size(expected.disk_bytes)} of disk",
     }
+
+
+def print_lines(console: Console, lines: dict[str, str | None], recipe: Recipe) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -215,7 +239,7 @@ def _validation_text(job: Job) -> str:
         "stratified": "cut from the training set, class by class",
         "first": "the first of the training set",
         "last": "the last of the training set",
-        "fold": f"fold {settings.fold} of 0 to {settings.folds - 1}",
+        "fold": f"fold-{settings.fold} of {settings.folds} folds",
     }[how]
     return f"{job.n_validation:,} to validate on: {where}"
 
@@ -238,7 +262,7 @@ def _parameters(job: Job) -> int:
     return sum(parameter.numel() for parameter in job.model.parameters() if parameter.requires_grad)
 
 
-def _plan_document(job: Job, expected: Estimate) -> dict[str, Any]:
+def plan_document(job: Job, expected: Estimate) -> dict[str, Any]:
     import torch
 
     recipe = job.recipe
@@ -269,7 +293,7 @@ def _follow(console: Console, job: Job, get_run: Callable[[], Run], as_json: boo
     from cifarlab.run import Run
     from cifarlab.training import fit
 
-    with stop_on_signals(_say_stopping) as stop:
+    with stop_on_signals(say_stopping) as stop:
         run = get_run()
         console.print(f"run in {run.path}; Ctrl-C saves and stops", markup=False)
         follow(fit(job, run, stop), job.recipe, console)
@@ -279,7 +303,7 @@ def _follow(console: Console, job: Job, get_run: Callable[[], Run], as_json: boo
     _print_result(console, finished, job)
 
 
-def _say_stopping(signal_number: int) -> None:
+def say_stopping(signal_number: int) -> None:
     """From within the signal's handler: straight to the terminal, past every buffer and lock."""
     os.write(2, b"\r\x1b[2K" * os.isatty(2) + b"finishing the step and saving; once more stops at once\n")
 
