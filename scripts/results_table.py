@@ -1,78 +1,58 @@
-"""Write the table of results into README.md and docs/systems/, from the run records in results/.
+"""Write what the records in results/ say: results/reproduction.md, results/claims.md, and the tables in other pages.
 
 python scripts/results_table.py            write
 python scripts/results_table.py --check    say whether they are up to date
+
+A page has its table between two comments; with `of NAME` it is of the recipes in src/cifarlab/recipes/NAME.py alone:
+
+    <!-- results of brownlee: written by scripts/results_table.py -->
+    <!-- end of results -->
 """
 
-import json
+import importlib
+import re
 import sys
 from pathlib import Path
-from typing import Any
+
+from cifarlab.claims import claims_page, test_claims
+from cifarlab.reproduction import NOTES, published_recipes, read_results, results_page, results_table
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/systems/t1.md")
-BEGIN, END = "<!-- results: written by scripts/results_table.py -->", "<!-- end of results -->"
-HEADER = """\
-| recipe | test accuracy % | published % | epochs | verdict | seeds | TTA | hardware | training time |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
-"""
+RESULTS = ROOT / "results"
+PLACE = re.compile(r"(<!-- results(?: of (\w+))?: written by [^>]*-->\n).*?(<!-- end of results -->)", re.S)
 
 
-def row(record: Path, root: str) -> str:
-    recipe, environment = read(record / "recipe.json"), read(record / "environment.json")
-    last = [json.loads(line) for line in (record / "metrics.jsonl").read_text().splitlines()][-1]
-    ((_, judged),) = read(record / "evaluation.json")["test"].items()
-    published = recipe["published"]
-    saw_test = " †" if recipe["data"]["validation"] == "test" else ""
-    threads = f"{environment['threads']} core{'s' if environment['threads'] > 1 else ''}"
-    return (
-        f"| [`{recipe['name']}`]({root}/results/{record.name}) | {100 * judged['accuracy']:.2f}{saw_test}"
-        f" | {100 * published['accuracy']:.2f} | {last['epoch']} of {published['epochs']}"
-        f" | {verdict(last['epoch'], judged['accuracy'], published)} | 1 ({recipe['seed']})"
-        f" | {'yes' if judged['tta'] else 'no'} | {threads}, {environment['device_name']}"
-        f" | {last['elapsed_seconds'] / 60:.0f} min |\n"
-    )
+def pages() -> dict[Path, str]:
+    """Every page that is made from the records, as it should be."""
+    recipes = published_recipes()
+    made = {
+        RESULTS / "reproduction.md": results_page(read_results(RESULTS, recipes)[0]),
+        RESULTS / "claims.md": claims_page(test_claims(RESULTS), RESULTS),
+    }
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs" / "systems").glob("*.md"))):
+        made[page] = PLACE.sub(lambda place, page=page: with_table(place, page), page.read_text("utf-8"))
+    return made
 
 
-def verdict(epochs: int, accuracy: float, published: dict[str, Any]) -> str:
-    """With one seed: reproduced is within one point of the published figure, or better."""
-    if epochs < published["epochs"]:
-        return "not run at full length"
-    return f"{'reproduced' if accuracy >= published['accuracy'] - 0.01 else 'worse'} (one seed)"
-
-
-def read(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def table(root: str) -> str:
-    records = sorted(path.parent for path in (ROOT / "results").glob("*/recipe.json"))
-    note = (
-        "\nCIFAR-10, all 10,000 test images, weights of the last epoch, one run each (its seed in brackets), so no"
-        " deviation.\n† As in the write-up, validation was the test set, and nothing was chosen by it. The trainings"
-        " ran at the same time,\none core each, on a machine that other programs used: the times are upper bounds.\n"
-    )
-    return f"{BEGIN}\n{HEADER}{''.join(row(record, root) for record in records)}{note}{END}"
-
-
-def with_table(page: str, root: str) -> str:
-    before, rest = page.split(BEGIN, 1)
-    return before + table(root) + rest.split(END, 1)[1]
+def with_table(place: re.Match[str], page: Path) -> str:
+    begin, source, end = place.groups()
+    recipes = importlib.import_module(f"cifarlab.recipes.{source}").RECIPES if source else published_recipes()
+    entries = [entry for entry in read_results(RESULTS, recipes)[0] if entry.runs]
+    up = "../" * (len(page.relative_to(ROOT).parts) - 1)
+    table = results_table(entries, f"{up}results") if entries else "Not run yet.\n"
+    return f"{begin}{table}\n{NOTES}{end}"
 
 
 def main() -> int:
-    stale = []
-    for name in PAGES:
-        page = (ROOT / name).read_text()
-        written = with_table(page, "/".join([".", *[".."] * name.count("/")]))
-        if written != page:
-            stale.append(name)
-            if "--check" not in sys.argv:
-                (ROOT / name).write_text(written)
-    if "--check" in sys.argv and stale:
-        print(
-            f"not what the records in results/ say: {', '.join(stale)}; run `python scripts/results_table.py`"
-        )
+    stale = {
+        page: text for page, text in pages().items() if not page.exists() or page.read_text("utf-8") != text
+    }
+    if "--check" not in sys.argv:
+        for page, text in stale.items():
+            page.write_text(text, encoding="utf-8")
+    elif stale:
+        names = ", ".join(str(page.relative_to(ROOT)) for page in stale)
+        print(f"not what the records in results/ say: {names}; run `python scripts/results_table.py`")
         return 1
     return 0
 

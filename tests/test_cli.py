@@ -23,7 +23,7 @@ from cifarlab.recipes import RECIPES
 from cifarlab.run import Run
 from cifarlab.text import bar, clock_after, duration, size
 
-COMMANDS = ("recipes", "show", "data", "train", "resume", "evaluate", "predict")
+COMMANDS = ("recipes", "show", "data", "train", "resume", "evaluate", "predict", "reproduce", "study")
 NOT_ON_START = ("torch", "numpy", "matplotlib", "scipy", "sklearn", "PIL")
 
 
@@ -333,7 +333,7 @@ def test_train_off_a_terminal(
     assert lines == ["1", "2"]
     best = re.findall(r"^ +(\d)/2 .* best$", out, re.MULTILINE)
     assert best[-1] == str(run.best_epoch)
-    for command in ("evaluate", "predict"):
+    for command in ("evaluate", "predict", "reproduce", "study"):
         assert f"cifarlab {command} runs/demo-s3-1" in out
     assert (in_empty_folder / re.search(r"^curves +(.*)$", out, re.MULTILINE)[1]).is_file()  # type: ignore[index]
     assert "already holds a run" in ask(capsys, "train", "demo", "--data", "demo", "--out", run.path)[2]

@@ -49,7 +49,10 @@ class Job:
 
     @property
     def steps_per_epoch(self) -> int:
-        rounded = math.floor if self.recipe.data.steps_per_epoch == "floor" else math.ceil
+        steps = self.recipe.data.steps_per_epoch
+        if isinstance(steps, int):
+            return steps
+        rounded = math.floor if steps == "floor" else math.ceil
         return max(1, rounded(self.n_train / self.recipe.batch_size))
 
     @property

@@ -9,7 +9,15 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from cifarlab.errors import UserError, nearest, one_of
 from cifarlab.models.specs import MLP, VGG, AlexNet, ModelSpec
@@ -61,11 +69,19 @@ class Data(Part):
     fold: Annotated[int, Field(ge=0)] = Field(
         default=0, description="the part to validate on, from 0 to folds - 1; only with validation = fold"
     )
-    steps_per_epoch: Literal["ceil", "floor"] = Field(
+    steps_per_epoch: Literal["ceil", "floor"] | Annotated[int, Field(ge=1)] = Field(
         default="ceil",
         description="images / batch_size rounded up, or down: with floor, passes over the data drift against epochs"
-        " as with Keras's steps_per_epoch = n // batch_size over an endless stream",
+        " as with Keras's steps_per_epoch = n // batch_size over an endless stream; or that many steps of the stream,"
+        " whatever part of a pass, or number of passes, they are",
     )
+
+    @field_validator("steps_per_epoch", mode="before")
+    @classmethod
+    def steps_are_named_or_counted(cls, value: Any) -> Any:
+        if value in ("ceil", "floor") or (type(value) is int and value >= 1):
+            return value
+        raise ValueError(f"should be ceil, floor or a whole number from 1, {value!r} given")
 
     @model_validator(mode="after")
     def fold_is_one_of_the_folds(self) -> "Data":
@@ -411,7 +427,7 @@ def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     try:
         result = Recipe.model_validate(content)
     except ValidationError as error:
-        mistakes.extend(_mistakes(error))
+        mistakes.extend(mistakes_in(error))
     if result is None or mistakes:
         raise UserError("; ".join(mistakes))
     return result
@@ -426,7 +442,7 @@ def from_json(text: str, origin: str) -> Recipe:
     try:
         return Recipe.model_validate_json(text)
     except ValidationError as error:
-        raise UserError(f"{origin} is not a recipe: {'; '.join(_mistakes(error))}") from None
+        raise UserError(f"{origin} is not a recipe: {'; '.join(mistakes_in(error))}") from None
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
@@ -447,6 +463,21 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         except ValueError:
             value = None if text.strip().lower() == "none" and not _takes_word_none(field) else text.strip()
         result[field.strip()] = value
+    return result
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """Every field that decides what a training gives, but for its seed and device, by dotted name."""
+    words = {"source", "notes", "network", "published", "parameters", "trainable_parameters"}
+    return flat(recipe.model_dump(mode="json", exclude={"seed", "device"} | words))
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in content.items():
+        result |= (
+            flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        )
     return result
 
 
@@ -518,7 +549,7 @@ def _unknown(field: str, wrong: str, siblings: Mapping[str, Any], parents: list[
     return f"unknown field '{field}'; allowed here: {', '.join(sorted(names.values()))}"
 
 
-def _mistakes(error: ValidationError) -> list[str]:
+def mistakes_in(error: ValidationError) -> list[str]:
     return [_mistake(detail) for detail in error.errors()]
 
 
@@ -526,6 +557,7 @@ def _mistake(detail: Any) -> str:
     location = [str(item) for item in detail["loc"] if str(item) not in _TAGS]
     field = ".".join(location) or "recipe"
     message = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    message = message.replace("a valid tuple", "a list")
     if detail["type"] == "missing":
         return f"{field} must be set"
     if detail["type"] == "extra_forbidden":

@@ -43,6 +43,7 @@ METRICS: tuple[str, ...] = (
 RECIPE, ENVIRONMENT, DATA, STATE, EVALUATION = (
     f"{name}.json" for name in ("recipe", "environment", "data", "state", "evaluation")
 )
+DIVERGED = "diverged.json"
 SUMS, LOCK, SUMS_LOCK, EVALUATION_LOCK = "SHA256SUMS", ".lock", ".sums.lock", ".evaluation.lock"
 CURVES = "figures/learning-curves.png"
 
@@ -183,6 +184,16 @@ class Run:
         rows = self.metrics
         return len(rows) >= self.recipe.epochs or stopped_early(rows, self.recipe)
 
+    @property
+    def is_record(self) -> bool:
+        """True for what is kept of a run without its resume state: nothing can be trained further."""
+        return (self.path / "metrics.jsonl").exists() and not (self.path / STATE).exists()
+
+    @property
+    def divergence(self) -> str | None:
+        """Where the training stopped because its loss was not finite; None when it did not."""
+        return self._read_json(DIVERGED)["message"] if (self.path / DIVERGED).exists() else None
+
     # Weights
 
     def weights_path(self, weights: Weights) -> Path:
@@ -251,6 +262,14 @@ class Run:
                 for cut_off in self.path.glob(f"{own}*.tmp"):
                     cut_off.unlink(missing_ok=True)
             yield
+
+    def set_divergence(self, message: str | None) -> None:
+        """Keep why the training stopped, or forget it."""
+        if message is not None:
+            self._write({DIVERGED: _json({"message": message})})
+        elif (self.path / DIVERGED).exists():
+            (self.path / DIVERGED).unlink()
+            self._set_sums({DIVERGED: None})
 
     def replan(self, recipe: Recipe) -> None:
         """Store a new plan (epochs, schedule, device) for the same training."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Sequence
 
 
 def one_line(text: str) -> str:
@@ -39,6 +41,36 @@ def duration(seconds: float) -> str:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     hours = round(seconds / 3600)
     return f"{hours // 24} d {hours % 24} h"
+
+
+def mean_and_deviation(accuracies: Sequence[float]) -> str:
+    """Accuracies 0..1 in percent: `67.07`, of several `66.91 ± 0.35`, mean and standard deviation."""
+    mean = f"{100 * statistics.fmean(accuracies):.2f}"
+    return mean if len(accuracies) == 1 else f"{mean} ± {100 * statistics.stdev(accuracies):.2f}"
+
+
+def span(accuracies: Sequence[float]) -> str:
+    """The lowest and the highest of several accuracies 0..1, in percent: `66.60 to 67.31`."""
+    if len(accuracies) == 1:
+        return "–"
+    return f"{100 * min(accuracies):.2f} to {100 * max(accuracies):.2f}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines with aligned columns, the first to the left."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            f"{cell:<{n}}" if i == 0 else f"{cell:>{n}}"
+            for i, (cell, n) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def clock_after(seconds: float, now: float | None = None) -> str:

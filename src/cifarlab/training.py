@@ -174,10 +174,15 @@ def fit(job: Job, run: Run, stop: Stop | None = None) -> Iterator[StepDone | Epo
         state = _restore(job, run)
         if job.recipe != run.recipe:
             run.replan(job.recipe)
+        run.set_divergence(None)
         with run.tensorboard(next_epoch=max(1, len(state.rows))) as log:
             for row in state.rows[-1:]:  # a kill may have come before it was logged
                 log(row)
-            yield from _epochs(job, run, state, log, stop)
+            try:
+                yield from _epochs(job, run, state, log, stop)
+            except DivergedError as error:
+                run.set_divergence(str(error))
+                raise
         if run.metrics:
             run.publish_curves()
 

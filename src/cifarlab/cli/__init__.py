@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cifarlab.cli import data, evaluate, keras, predict, recipes, train
+from cifarlab.cli import data, evaluate, keras, predict, recipes, reproduce, study, train
 from cifarlab.errors import CifarlabError, Interrupted, UserError, nearest
 from cifarlab.text import one_line
 
@@ -73,6 +73,8 @@ for verb, summary in (
     (predict.predict, "Say what is in pictures."),
     (keras.import_keras, "Make a run of weights that Keras saved."),
     (keras.export_keras, "Write a run's weights for Keras."),
+    (reproduce.reproduce, "Train what was published, and compare."),
+    (study.study, "Train a recipe with fields at other values."),
 ):
     app.command(short_help=summary)(verb)
 
