@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cifarlab.errors import UserError
-from cifarlab.recipe import Recipe
+from cifarlab.recipe import WORDS, Recipe, flat
 from cifarlab.run import Run, is_run
-
-WORDS = ("source", "notes", "network", "published", "parameters", "trainable_parameters")  # decide no result
 
 
 @dataclass(frozen=True)
@@ -77,16 +75,8 @@ def _as_people_sort(path: Path) -> list[tuple[int, str]]:
 def _experiment(run: Run) -> dict[str, Any]:
     """Every field that decides what a run is an example of, by dotted name."""
     excluded: dict[str, Any] = dict.fromkeys(("seed", "device", *WORDS), True) | {"data": {"fold"}}
-    fields = _flat(run.recipe.model_dump(mode="json", exclude=excluded))
+    fields = flat(run.recipe.model_dump(mode="json", exclude=excluded))
     return fields | {"on": run.data["name"], "checksum": run.data["checksum"]}
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name, value in content.items():
-        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-        result |= inner
-    return result
 
 
 def _name(experiment: dict[str, Any], namesakes: list[dict[str, Any]]) -> str:

@@ -355,6 +355,9 @@ class Device(Part):
     )
 
 
+WORDS = ("source", "notes", "network", "published", "parameters", "trainable_parameters")  # decide no result
+
+
 class Recipe(Part):
     """A complete experiment. See the parts for units and ranges."""
 
@@ -468,11 +471,11 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """Every field that decides what a training gives, but for its seed and device, by dotted name."""
-    words = {"source", "notes", "network", "published", "parameters", "trainable_parameters"}
-    return flat(recipe.model_dump(mode="json", exclude={"seed", "device"} | words))
+    return flat(recipe.model_dump(mode="json", exclude={"seed", "device", *WORDS}))
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by dotted name."""
     result: dict[str, Any] = {}
     for name, value in content.items():
         result |= (
