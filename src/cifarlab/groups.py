@@ -54,7 +54,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 def differing_fields(a: Recipe, b: Recipe) -> dict[str, tuple[Any, Any]]:
     """Fields that decide a result and are not equal in both, by dotted name: (in a, in b). The device is left out."""
-    in_a, in_b = (_flat(each.model_dump(mode="json", exclude={"device", *WORDS})) for each in (a, b))
+    in_a, in_b = (flat(each.model_dump(mode="json", exclude={"device", *WORDS})) for each in (a, b))
     names = dict.fromkeys([*in_a, *in_b])
     return {name: (in_a.get(name), in_b.get(name)) for name in names if in_a.get(name) != in_b.get(name)}
 
