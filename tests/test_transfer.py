@@ -4,14 +4,16 @@ import dataclasses
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from cifarlab import Run, UserError, evaluate, load_predictor, training
+from cifarlab import Interrupted, Run, UserError, evaluate, features, load_predictor, training
 from cifarlab import job as job_module
 from cifarlab.cli import main
+from cifarlab.cost import estimate
 from cifarlab.data import Source
 from cifarlab.models import build_model
 from cifarlab.models.specs import MLP, VGG
@@ -233,3 +235,125 @@ def test_every_recipe_can_be_frozen_but_for_its_head() -> None:
         factors = rate_factors(Finetune(block_factor=0.5), model)
         assert factors["output.weight"] == 1.0
         assert min(factors.values()) < 1.0
+
+
+CALM_NET = {
+    "model.pool_dropout": [],
+    "ema.decay": None,
+    "augment.shift": 0,
+    "augment.rotation": 0,
+    "augment.flip": 0,
+}
+
+
+def without_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "MOST_BYTES", 0)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"model.pool_dropout": [0.1, 0.1], "ema.decay": 0.9}, {"loss.label_smoothing": 0.1}]
+)
+def test_features_computed_once_give_the_same_training(
+    base: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    settings = {**BASE, **CALM, **CALM_NET, "epochs": 3, "finetune.freeze": "block*", **changes}
+    runs = []
+    for name in ("once", "always"):
+        with monkeypatch.context() as patch:
+            if name == "always":
+                without_cache(patch)
+            runs.append(
+                training.train(RECIPE, data="demo", out=tmp_path / name, overrides=settings, init_from=base)
+            )
+    once, always = runs
+    for row, expected in zip(once.metrics, always.metrics, strict=True):
+        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+        assert row["validation_loss"] == pytest.approx(expected["validation_loss"], rel=1e-5)
+        assert row["train_accuracy"] == expected["train_accuracy"]
+    for name, tensor in always.load_weights("last")[0].items():
+        torch.testing.assert_close(once.load_weights("last")[0][name], tensor, rtol=1e-4, atol=1e-6)
+    frozen = {name for name in once.load_weights("last")[0] if name.startswith("block")}
+    assert not changed_layers(
+        {name: base.load_weights()[0][name] for name in frozen},
+        {name: once.load_weights("last")[0][name] for name in frozen},
+    )
+
+
+def test_which_layers_are_computed_once(base: Run) -> None:
+    def cached(**changes: Any) -> str | None:
+        given = {name.replace("__", "."): value for name, value in changes.items()}
+        job = training.prepare(training.override(RECIPE, {**BASE, **CALM_NET, **given}), "demo")
+        layers = features.cacheable_layers(job)
+        return list(dict(job.model.named_children()))[layers - 1] if layers else None
+
+    assert cached() is None
+    assert cached(finetune__freeze="block*") == "block2_pool"
+    assert cached(finetune__freeze="*", finetune__unfreeze="block2") == "block1_pool"
+    assert (
+        cached(finetune__freeze="*", finetune__unfreeze="dense", model__pool_dropout=[0.1, 0.1])
+        == "block2_dropout"
+    )
+    assert cached(finetune__freeze=["block1", "block2_conv2*"]) == "block1_pool"
+    assert cached(finetune__freeze="block2") is None
+    assert cached(finetune__freeze="block*", augment__flip=0.5) is None
+    gradual = {
+        "finetune__freeze": "block*",
+        "finetune__unfreeze": "block2",
+        "finetune__unfreeze_every_epochs": 1,
+    }
+    assert cached(**gradual) == "block1_pool"
+
+
+def test_features_are_kept_for_the_next_run(
+    base: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(features, "KEPT_AFTER_SECONDS", 0.0)
+    settings = {**BASE, **CALM, **CALM_NET, "epochs": 1, "finetune.freeze": "block*"}
+
+    def run(name: str) -> Run:
+        return training.train(RECIPE, data="demo", out=tmp_path / name, overrides=settings, init_from=base)
+
+    first = run("first")
+    kept = sorted((tmp_path / "cache" / "cifarlab" / "features").glob("*.safetensors"))
+    assert len(kept) == 2  # of training and of validation pictures
+    monkeypatch.setattr(features, "_computed", None)  # nothing is computed again
+    assert exact(run("second"))["metrics"] == exact(first)["metrics"]
+    monkeypatch.undo()
+    monkeypatch.setattr(job_module, "open_source", tiny_source)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:-1] + b"!")  # damaged: computed again
+    assert exact(run("third"))["metrics"] == exact(first)["metrics"]
+
+
+def test_a_training_on_kept_features_can_be_stopped_and_resumed(base: Run, tmp_path: Path) -> None:
+    settings = {
+        **BASE,
+        **CALM,
+        **CALM_NET,
+        "epochs": 3,
+        "finetune.freeze": "block*",
+        "finetune.init_from": str(base.path),
+    }
+    whole = training.train(RECIPE, data="demo", out=tmp_path / "whole", overrides=settings)
+    job = training.prepare(training.override(RECIPE, settings), "demo")
+    run = training.start(job, tmp_path / "cut")
+    stop = SimpleNamespace(signal_number=15, is_set=lambda: True)
+    with pytest.raises(Interrupted, match="stopped after 0.00 of 3 epochs"):
+        list(training.fit(job, run, stop))
+    events = training.fit(*training.reopen(run.path))
+    assert isinstance(next(events), features.FeaturesDone)
+    next(event for event in events if isinstance(event, EpochDone))
+    events.close()
+    training.resume(run.path)
+    assert exact(Run(run.path)) == exact(whole)
+
+
+def test_the_plan_counts_what_is_computed_once(base: Run) -> None:
+    recipe = training.override(RECIPE, {**BASE, **CALM_NET, "finetune.freeze": "block*"})
+    job = training.prepare(recipe, "demo")
+    before = {name: tensor.clone() for name, tensor in job.model.state_dict().items()}
+    expected = estimate(job)
+    assert expected.elapsed_seconds > expected.seconds_per_epoch * recipe.epochs
+    assert not changed_layers(before, job.model.state_dict())

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from cifarlab.features import cacheable_layers, sample
 from cifarlab.job import Job, new_average, new_optimizer
 from cifarlab.training import VALIDATION_BATCH, predict_logits, train_step, training_tensors
 from cifarlab.transfer import freeze_for_epoch
@@ -34,7 +35,7 @@ def estimate(job: Job, measured_steps: int = 8) -> Estimate:
     """
     recipe = job.recipe
     with torch.random.fork_rng(devices=[]):
-        trial = replace(job, model=copy.deepcopy(job.model))
+        trial, once_seconds = _through_frozen_layers(replace(job, model=copy.deepcopy(job.model)))
         trial = replace(
             trial,
             average=new_average(recipe, trial.model),
@@ -49,13 +50,13 @@ def estimate(job: Job, measured_steps: int = 8) -> Estimate:
             _synchronise(job.device)
             seconds.append(time.perf_counter() - began)
         per_step = sorted(seconds[2:])[measured_steps // 2]
-        validation_seconds = _validation_seconds(trial)
+        validation_seconds = _validation_seconds(trial) * job.n_validation
     per_epoch = per_step * job.steps_per_epoch + validation_seconds
     weights_bytes = sum(tensor.nbytes for tensor in job.weights.state_dict().values())
     kept = 2 if recipe.data.may_choose else 1  # last, and best where there is one
     state_bytes = sum(tensor.nbytes for tensor in training_tensors(trial).values())
     return Estimate(
-        elapsed_seconds=per_epoch * recipe.epochs,
+        elapsed_seconds=once_seconds + per_epoch * recipe.epochs,
         seconds_per_epoch=per_epoch,
         images_per_second=min(recipe.batch_size, job.n_train) / per_step,
         memory_bytes=_peak_memory_bytes(job.device),
@@ -63,17 +64,27 @@ def estimate(job: Job, measured_steps: int = 8) -> Estimate:
     )
 
 
+def _through_frozen_layers(job: Job) -> tuple[Job, float]:
+    """A small job that goes on from what is computed once, and the seconds that computing it takes; else `job`, 0."""
+    layers = cacheable_layers(job)
+    if layers == 0:
+        return job, 0.0
+    trial, seconds_per_picture = sample(job, layers, pictures=max(64, 2 * job.recipe.batch_size))
+    return trial, seconds_per_picture * (job.n_train + job.n_validation)
+
+
 def _validation_seconds(job: Job) -> float:
+    """Of one picture."""
     if job.validation is None:
         return 0.0
     images, labels = job.validation
     few = min(VALIDATION_BATCH, len(labels))
-    predict_logits(job.weights, job.stream.preparation, images[:few])
+    predict_logits(job.judged_network, job.stream.prepare, images[:few])
     _synchronise(job.device)
     began = time.perf_counter()
-    predict_logits(job.weights, job.stream.preparation, images[:few])
+    predict_logits(job.judged_network, job.stream.prepare, images[:few])
     _synchronise(job.device)
-    return (time.perf_counter() - began) * len(labels) / few
+    return (time.perf_counter() - began) / few
 
 
 def _peak_memory_bytes(device: torch.device) -> int:

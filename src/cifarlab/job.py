@@ -1,7 +1,9 @@
 """A job: a recipe with its data on the device and its network built, ready to train."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,9 @@ class Job:
     average: AveragedModel | None
     optimizer: torch.optim.Optimizer
     initial_weights: dict[str, Any] | None = None  # where weights from elsewhere came from, for data.json
+    cached_layers: int = (
+        0  # of the network's first: `stream` and `validation` hold their outputs, not pictures
+    )
 
     @property
     def n_train(self) -> int:
@@ -60,9 +65,30 @@ class Job:
         """The network that is validated and saved: the average where the recipe asks for one."""
         return self.model if self.average is None else self.average.module
 
+    @cached_property
+    def network(self) -> nn.Module:
+        """What computes logits from what `stream` gives: the model, or its layers after the cached ones."""
+        return _after(self.model, self.cached_layers)
+
+    @cached_property
+    def judged_network(self) -> nn.Module:
+        """`network` with the weights that are validated and saved."""
+        return _after(self.weights, self.cached_layers)
+
     @property
     def input_shape(self) -> tuple[int, int, int]:
         return 3, self.stream.preparation.height, self.stream.preparation.width
+
+
+def _after(model: nn.Module, layers: int) -> nn.Module:
+    return model[layers:] if layers else model  # type: ignore[index]
+
+
+def autocast(job: Job) -> AbstractContextManager[Any]:
+    """Mixed precision, where the recipe asks for it."""
+    if job.recipe.device.precision == "float32":
+        return nullcontext()
+    return torch.autocast(job.device.type, dtype=torch.bfloat16)
 
 
 def prepare(

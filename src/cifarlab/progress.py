@@ -14,14 +14,16 @@ from cifarlab.text import duration, number, percent
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from cifarlab.features import FeaturesDone
     from cifarlab.recipe import Recipe
-    from cifarlab.training import EpochDone, StepDone
+    from cifarlab.training import Event, StepDone
 
 HEADER_EVERY = 25  # lines of epochs
 
 
-def follow(events: Iterable[StepDone | EpochDone], recipe: Recipe, console: Console) -> None:
+def follow(events: Iterable[Event], recipe: Recipe, console: Console) -> None:
     """Run through `events` (of `cifarlab.training.fit`) and show them on `console` until the training ends."""
+    from cifarlab.features import FeaturesDone
     from cifarlab.training import EpochDone
 
     lines = 0
@@ -32,6 +34,8 @@ def follow(events: Iterable[StepDone | EpochDone], recipe: Recipe, console: Cons
                     bar.print(epoch_header(recipe), "dim")
                 lines += 1
                 bar.print(epoch_line(event.row, event.epochs, event.is_best), "")
+            elif isinstance(event, FeaturesDone):
+                bar.update_before(event)
             else:
                 bar.update(event)
 
@@ -82,6 +86,12 @@ def _about(event: StepDone) -> str:
     )
 
 
+def _about_features(event: FeaturesDone) -> str:
+    return (
+        f"frozen layers, once: {event.done:,}/{event.total:,} pictures  {duration(event.seconds_left)} left"
+    )
+
+
 def _open_bar(console: Console) -> _Bar:
     if in_notebook():
         return _NotebookBar(console)
@@ -102,6 +112,9 @@ class _Bar:
 
     def update(self, event: StepDone) -> None:
         pass
+
+    def update_before(self, event: FeaturesDone) -> None:
+        """As `update`, before the first epoch."""
 
 
 class _TerminalBar(_Bar):
@@ -126,6 +139,10 @@ class _TerminalBar(_Bar):
         done, total = event.step_in_epoch, event.steps_in_epoch
         self.progress.update(self.task, completed=done, total=total, epoch=event.epoch, about=_about(event))
 
+    def update_before(self, event: FeaturesDone) -> None:
+        about = _about_features(event)
+        self.progress.update(self.task, completed=event.done, total=event.total, epoch="…", about=about)
+
 
 class _NotebookBar(_Bar):
     """One line of the cell's output, written anew; lines of epochs are plain prints, which a saved notebook keeps."""
@@ -144,3 +161,7 @@ class _NotebookBar(_Bar):
     def update(self, event: StepDone) -> None:
         bar = f'<progress value="{event.step_in_epoch}" max="{event.steps_in_epoch}"></progress>'
         self.handle.update(self.html(f"epoch {event.epoch} {bar} {_about(event)}"))
+
+    def update_before(self, event: FeaturesDone) -> None:
+        bar = f'<progress value="{event.done}" max="{event.total}"></progress>'
+        self.handle.update(self.html(f"{bar} {_about_features(event)}"))

@@ -7,9 +7,8 @@ data order, augmentation and dropout each have a stream of seeds of their own (`
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,10 +21,10 @@ from cifarlab.data import Source
 from cifarlab.data.loader import DROPOUT, derived_seed
 from cifarlab.environment import describe_environment
 from cifarlab.errors import DivergedError, Interrupted, UserError
+from cifarlab.features import FeaturesDone, cacheable_layers, with_features
 from cifarlab.interrupts import stop_on_signals
-from cifarlab.job import Job, prepare
+from cifarlab.job import Job, autocast, prepare
 from cifarlab.optim import clip_gradients, l2_penalty, load_state_tensors, set_learning_rate, state_tensors
-from cifarlab.preparation import Preparation
 from cifarlab.progress import follow, in_notebook, show_curves
 from cifarlab.recipe import Recipe, override, tied_to_total
 from cifarlab.recipes import get_recipe
@@ -162,7 +161,10 @@ def _replanned(run: Run, epochs: int | None, overrides: dict[str, Any]) -> Recip
     return override(recipe, overrides) if overrides else recipe
 
 
-def fit(job: Job, run: Run, stop: Stop | None = None) -> Iterator[StepDone | EpochDone]:
+Event = StepDone | EpochDone | FeaturesDone
+
+
+def fit(job: Job, run: Run, stop: Stop | None = None) -> Iterator[Event]:
     """Train `job` in `run` to the end of its recipe, from where the run stands.
 
     Raises:
@@ -175,6 +177,11 @@ def fit(job: Job, run: Run, stop: Stop | None = None) -> Iterator[StepDone | Epo
         if job.recipe != run.recipe:
             run.replan(job.recipe)
         run.set_divergence(None)
+        finished = len(state.rows) >= job.recipe.epochs or stopped_early(state.rows, job.recipe)
+        if not finished and (layers := cacheable_layers(job)):
+            began = time.perf_counter()
+            job = yield from _through_frozen_layers(job, run, layers, state, stop)
+            state = replace(state, elapsed_seconds=state.elapsed_seconds + time.perf_counter() - began)
         with run.tensorboard(next_epoch=max(1, len(state.rows))) as log:
             for row in state.rows[-1:]:  # a kill may have come before it was logged
                 log(row)
@@ -187,7 +194,22 @@ def fit(job: Job, run: Run, stop: Stop | None = None) -> Iterator[StepDone | Epo
             run.publish_curves()
 
 
-def _epochs(job: Job, run: Run, state: State, log: Any, stop: Stop | None) -> Iterator[StepDone | EpochDone]:
+def _through_frozen_layers(
+    job: Job, run: Run, layers: int, state: State, stop: Stop | None
+) -> Generator[Event, None, Job]:
+    """The job that goes on from the outputs of the layers that never change."""
+    events = with_features(job, layers)
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as end:
+            return end.value
+        if stop is not None and stop.is_set():
+            raise _interrupted(run, state, job, stop.signal_number or signal.SIGINT)
+        yield event
+
+
+def _epochs(job: Job, run: Run, state: State, log: Any, stop: Stop | None) -> Iterator[Event]:
     recipe, pace = job.recipe, Pace(state.elapsed_seconds)
     batches = job.stream.from_step(state.step)
     drawn_at = -math.inf
@@ -230,8 +252,8 @@ def train_step(job: Job, images: Tensor, labels: Tensor, step: int, rate: float)
     recipe = job.recipe
     torch.manual_seed(derived_seed(recipe.seed, DROPOUT, step))
     set_learning_rate(job.optimizer, recipe.optimizer, rate, step)
-    with _autocast(job):
-        logits = job.model(images)
+    with autocast(job):
+        logits = job.network(images)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # up from bfloat16, never down
     loss = F.cross_entropy(logits, labels, label_smoothing=recipe.loss.label_smoothing)
     loss = loss + l2_penalty(job.model, recipe.regularization)
@@ -254,12 +276,6 @@ def learning_rate_at(job: Job, rows: list[Row], step: int) -> float:
         epochs=recipe.epochs,
         validation_losses=[row["validation_loss"] for row in rows],
     )
-
-
-def _autocast(job: Job) -> AbstractContextManager[Any]:
-    if job.recipe.device.precision == "float32":
-        return nullcontext()
-    return torch.autocast(job.device.type, dtype=torch.bfloat16)
 
 
 def _finished_row(job: Job, run: Run, sums: Partial, rows: list[Row], step: int, pace: "Pace") -> Row:
@@ -289,21 +305,24 @@ def validate(job: Job) -> tuple[float | None, float | None]:
     if job.validation is None:
         return None, None
     images, labels = job.validation
-    logits = predict_logits(job.weights, job.stream.preparation, images)
+    logits = predict_logits(job.judged_network, job.stream.prepare, images)
     loss = F.cross_entropy(logits, labels)
     with torch.no_grad():
         loss = loss + l2_penalty(job.weights, job.recipe.regularization)
     return loss.item(), (logits.argmax(1) == labels).sum().item() / len(labels)
 
 
-def predict_logits(model: nn.Module, preparation: Preparation, images: Tensor) -> Tensor:
-    """uint8 (N, H, W, 3) -> float32 logits (N, classes), in evaluation mode; each layer's own mode is put back."""
+def predict_logits(model: nn.Module, prepare: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """float32 logits (N, classes) for uint8 (N, H, W, 3), or whatever `prepare` makes inputs of.
+
+    In evaluation mode; each layer's own mode is put back.
+    """
     training = [layer for layer in model.modules() if layer.training]
     model.eval()
     try:
         with torch.inference_mode():
             batches = images.split(VALIDATION_BATCH)
-            return torch.cat([model(preparation(batch.permute(0, 3, 1, 2))) for batch in batches])
+            return torch.cat([model(prepare(batch.permute(0, 3, 1, 2))) for batch in batches])
     finally:
         for layer in training:
             layer.training = True
@@ -463,7 +482,7 @@ class Pace:
 def train(
     recipe: str | Recipe,
     *,
-    data: str = "cifar10",
+    data: str | Source = "cifar10",
     out: str | Path | None = None,
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
@@ -475,7 +494,7 @@ def train(
 
     Args:
         recipe: a name (`cifarlab recipes` lists them) or a `Recipe`.
-        data: `cifar10` or `demo`.
+        data: `cifar10`, `demo`, or an opened source.
         out: the run directory to make; by default `runs/<recipe>-s<seed>-<n>`.
         seed: of weights, data order, augmentation and dropout; the recipe's own `seed` is not used.
         overrides: recipe fields by dotted name, for example `{"optimizer.learning_rate": 0.01}`.

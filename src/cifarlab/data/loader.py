@@ -29,7 +29,7 @@ class BatchStream:
     augmentation are drawn for each pass.
 
     Attributes:
-        images: uint8 (N, H, W, 3), on the training device.
+        images: uint8 (N, H, W, 3), on the training device; or what was computed from them, where `prepared`.
         labels: int64 (N,), on the training device.
     """
 
@@ -39,6 +39,7 @@ class BatchStream:
     seed: int
     augmentation: Augment
     preparation: Preparation
+    prepared: bool = False
 
     @property
     def batches_per_pass(self) -> int:
@@ -57,11 +58,15 @@ class BatchStream:
                 batch_draws = None if draws is None else draws.slice(first, last)
                 if batch_draws is not None:
                     images = augment.apply(images, batch_draws)
-                images = self.preparation(images)
+                images = self.prepare(images)
                 if batch_draws is not None:
                     images = augment.cut_out(images, batch_draws, self.augmentation.cutout)
                 yield images, self.labels[chosen]
             one_pass, position = one_pass + 1, 0
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """uint8 pictures (B, 3, H, W) -> inputs float32 (B, 3, H, W); what is prepared already stays as it is."""
+        return images if self.prepared else self.preparation(images)
 
     def _plan(self, one_pass: int) -> tuple[Tensor, augment.Draws | None]:
         """The order of a pass and the augmentation of each of its pictures, in that order."""

@@ -1,0 +1,172 @@
+"""The outputs of frozen layers, computed once: what never changes need not be computed in every epoch.
+
+Without augmentation, the first layers of a network that are frozen throughout give a picture the same output in
+every epoch. Training then goes on from these outputs (`cached_layers` of the job), with the same results to rounding.
+What took long is kept in the user's cache, under a name that is the checksum of all it depends on.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from cifarlab.errors import UserError
+from cifarlab.files import cache_dir, sha256_of, write_atomic
+from cifarlab.job import Job, autocast
+from cifarlab.models.layers import Dropout, Flatten
+from cifarlab.recipe import Augment
+from cifarlab.transfer import frozen_layers, layers_of
+
+MOST_BYTES = 2 << 30  # of memory for the outputs; beyond, they are computed in every epoch
+KEPT_AFTER_SECONDS = 10.0  # what was computed faster is not kept on the disk
+BATCH = 250  # pictures
+
+
+@dataclass(frozen=True)
+class FeaturesDone:
+    """Progress in computing the outputs of the frozen layers, in pictures."""
+
+    done: int
+    total: int
+    seconds_left: float
+
+
+def cacheable_layers(job: Job) -> int:
+    """How many of the network's first layers can be computed once; 0 with augmentation, or for want of memory."""
+    if job.recipe.augment != Augment() or not job.recipe.finetune.freeze:
+        return 0
+    count = _frozen_at_the_front(job)
+    if count == 0 or _bytes(job, count) > MOST_BYTES:
+        return 0
+    return count
+
+
+def _frozen_at_the_front(job: Job) -> int:
+    if not isinstance(job.model, nn.Sequential):
+        return 0
+    frozen = frozen_layers(job.recipe.finetune, job.model, math.inf)
+    count = 0
+    for place, layer in enumerate(job.model, start=1):
+        name = next(name for name, module in job.model.named_children() if module is layer)
+        leaves = {f"{name}.{leaf}" if leaf else name: each for leaf, each in layers_of(layer).items()}
+        changing = (
+            leaf for leaf, each in leaves.items() if list(each.parameters()) or isinstance(each, Dropout)
+        )
+        if isinstance(layer, Flatten) or any(leaf not in frozen for leaf in changing):
+            break
+        if count or list(layer.parameters()):
+            count = place
+    return count
+
+
+def _bytes(job: Job, count: int) -> int:
+    with torch.no_grad():
+        example = job.model[:count](torch.zeros(1, *job.input_shape, device=job.device))  # type: ignore[index]
+    return example.nbytes * (job.n_train + job.n_validation)
+
+
+def with_features(job: Job, count: int) -> Generator[FeaturesDone, None, Job]:
+    """The job that trains on the outputs of the first `count` layers in place of pictures; yields progress."""
+    began = time.perf_counter()
+    done, total = 0, job.n_train + job.n_validation
+    pictures = [job.stream.images] + ([] if job.validation is None else [job.validation[0]])
+    every: list[Tensor] = []
+    for images, training in zip(pictures, (True, False), strict=False):
+        kept = _kept_file(job, count, images, training)
+        features = _load(kept, job.device)
+        if features is None:
+            began_here = time.perf_counter()
+            for outputs_so_far, computed in _computed(job, count, images, training):
+                features = outputs_so_far
+                per_picture = (time.perf_counter() - began) / (done + computed)
+                yield FeaturesDone(done + computed, total, per_picture * (total - done - computed))
+            assert features is not None
+            if time.perf_counter() - began_here > KEPT_AFTER_SECONDS:
+                _keep(kept, features)
+        done += len(images)
+        every.append(features)
+    return _going_on_from(job, count, *every)
+
+
+def sample(job: Job, count: int, pictures: int) -> tuple[Job, float]:
+    """As `with_features` of a job of the first `pictures` alone, and the seconds that it took a picture."""
+    few = job.stream.images[:pictures]
+    began = time.perf_counter()
+    *_, (features, _) = _computed(job, count, few, True)
+    seconds = (time.perf_counter() - began) / len(few)
+    labels = job.stream.labels[:pictures]
+    stream = replace(job.stream, images=few, labels=labels)
+    validation = None if job.validation is None else (few, labels)
+    return _going_on_from(
+        replace(job, stream=stream, validation=validation), count, features, features
+    ), seconds
+
+
+def _going_on_from(job: Job, count: int, train: Tensor, validation: Tensor | None = None) -> Job:
+    stream = replace(job.stream, images=train, prepared=True)
+    held_out = None if job.validation is None or validation is None else (validation, job.validation[1])
+    return replace(job, stream=stream, validation=held_out, cached_layers=count)
+
+
+def _computed(job: Job, count: int, images: Tensor, training: bool) -> Iterator[tuple[Tensor, int]]:
+    """float32 (N, H, W, C) outputs of the first `count` layers for uint8 (N, H, W, 3) pictures, and how many of them
+    are there yet."""
+    front: nn.Module = job.model[:count]  # type: ignore[index]
+    front.eval()  # as they are: all of them are frozen
+    outputs, done = torch.empty(0), 0
+    for batch in images.split(BATCH):
+        with torch.no_grad(), autocast(job) if training else contextlib.nullcontext():
+            part = front(job.stream.preparation(batch.permute(0, 3, 1, 2))).float().permute(0, 2, 3, 1)
+        if done == 0:
+            outputs = torch.empty(len(images), *part.shape[1:], device=part.device)
+        outputs[done : done + len(part)] = part
+        done += len(part)
+        yield outputs, done
+
+
+# Kept on the disk
+
+
+def _kept_file(job: Job, count: int, images: Tensor, training: bool) -> Path:
+    """Named after everything that the outputs depend on, to the bit."""
+    front: nn.Module = job.model[:count]  # type: ignore[index]
+    settings = {
+        "layers": str(front),
+        "preparation": asdict(job.stream.preparation),
+        "device": job.device.type,
+        "threads": torch.get_num_threads() if job.device.type == "cpu" else None,
+        "torch": torch.__version__,
+        "precision": job.recipe.device.precision if training else "float32",
+        "channels_last": job.recipe.device.channels_last,
+        "shape": list(images.shape),
+    }
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for tensor in (*front.state_dict().values(), images):
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return cache_dir() / "features" / f"{digest.hexdigest()}.safetensors"
+
+
+def _load(path: Path, device: torch.device) -> Tensor | None:
+    """What was kept, if it is what was written; None if it is missing or damaged."""
+    try:
+        if path.with_suffix(".sha256").read_text() != sha256_of(path):
+            return None
+        return load_file(path, str(device))["features"]
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return None
+
+
+def _keep(path: Path, features: Tensor) -> None:
+    with contextlib.suppress(UserError, OSError):  # without it the next training takes longer, that is all
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest = write_atomic(path, save({"features": features.cpu()}))
+        write_atomic(path.with_suffix(".sha256"), digest.encode())
