@@ -3,9 +3,9 @@
     python benchmarks/transfer.py [--seeds 10] [--work DIR] [--part base|tuning|seeds]
 
 The base sees all 25,000 training pictures of the first five classes. From the other five, each seed draws 50 training
-pictures a class, and trains three ways on them: from scratch, the base frozen and a new head, and the base fine-tuned. The
-learning rate of each way is chosen on training pictures (1,000 that no seed trains on), with a draw of its own; then
-every seed's last weights are judged once on the 5,000 test pictures of those classes.
+pictures a class, and trains three ways on them: from scratch, the base frozen and a new head, and the base fine-tuned.
+The learning rate of each way is chosen on training pictures (1,000 that no seed trains on), with a draw of its own.
+Then every seed's last weights are judged once on the 5,000 test pictures of those classes.
 
 Prints one table and stores it as benchmarks/results/transfer.json. What is trained in DIR already is not trained again.
 About 40 minutes on one core.
@@ -197,7 +197,7 @@ def main() -> None:
         "base": {"validation_accuracy": base.metrics[-1]["validation_accuracy"], "epochs": len(base.metrics),
                  "elapsed_seconds": base.metrics[-1]["elapsed_seconds"], "recipe": base.recipe.model_dump(mode="json")},
         "overrides": {way: {**FEW, **WAYS[way], "optimizer.learning_rate": rates[way]} for way in WAYS},
-        "tuning_accuracy": {way: {f"{rate:g}": each for rate, each in by_rate.items()} for way, by_rate in tuning.items()},
+        "tuning_accuracy": tuning,
         "test_accuracy": results,
         "summary": rows,
         "environment": base.environment,

@@ -18,7 +18,7 @@ from cifarlab.progress import follow
 from cifarlab.recipe import Recipe, override
 from cifarlab.recipes import get_recipe
 from cifarlab.run import Run, is_run
-from cifarlab.training import EpochDone, StepDone, Stop, fit, reopen, start
+from cifarlab.training import Event, Stop, fit, reopen, start
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,7 @@ def plan_group(
     return [_member(folder / name, planned_recipe, data) for name, planned_recipe in planned.items()]
 
 
-def fit_member(
-    member: Member, source: Source, stop: Stop | None
-) -> tuple[Job, Iterator[StepDone | EpochDone]]:
+def fit_member(member: Member, source: Source, stop: Stop | None) -> tuple[Job, Iterator[Event]]:
     """Begin or go on with one run of a group, from where it stands: its job, and the events of `fit`."""
     if member.run is None:
         job = prepare(member.recipe, source)
