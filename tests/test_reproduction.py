@@ -377,6 +377,20 @@ def test_other_lengths_are_resumed_and_named(
     assert len(Run(tmp_path / "tiny" / "seed-0").metrics) == 2
 
 
+def test_a_recipe_that_cannot_be_trained_here_is_left_out_and_the_others_are_not(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny: Recipe
+) -> None:
+    RECIPES["tiny-lacking"] = override(tiny, {"data.validation_images": 300}).model_copy(
+        update={"name": "tiny-lacking"}
+    )
+    try:
+        code, printed, _ = ask(capsys, "reproduce", "tiny", "tiny-lacking", "--results", tmp_path)
+    finally:
+        del RECIPES["tiny-lacking"]
+    assert code == 0 and "left out: tiny-lacking: validation of 300 pictures" in printed
+    assert [path.parent.name for path in tmp_path.rglob("seed-0")] == ["tiny"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -95,7 +95,7 @@ def test_numbers_of_epochs_share_one_training_unless_the_schedule_is_tied(
     shared = [each for _, (each, _) in plan_study(study, tmp_path)]
     assert {each.path for each in shared} == {tmp_path / "base" / "seed-0"}
     assert {each.recipe.epochs for each in shared} == {3}
-    tied = [each for _, (each, _) in plan_study(study, tmp_path, {"schedule.name": "cosine"})]
+    tied = [each for _, (each, _) in plan_study(study, tmp_path, settings={"schedule.name": "cosine"})]
     assert [each.recipe.epochs for each in tied] == [1, 3, 2] and len({each.path for each in tied}) == 3
 
 
@@ -193,7 +193,7 @@ def test_table_and_figure_say_what_the_runs_say_and_nothing_runs_twice(
         assert len(line) <= 120
     other = ["--set", "model.dense=9", "--no-train"]
     code, _, err = ask(capsys, "study", file, "--data", "demo", "--out", out, *other)
-    assert code == 2 and "holds a run with other settings (model.dense)" in err
+    assert code == 2 and "is of another recipe: model.dense is 8 there, 9 here" in err
 
 
 def test_ctrl_c_and_once_more(

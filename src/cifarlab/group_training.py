@@ -1,42 +1,22 @@
 """Training a group: the seeds or the folds of one recipe, each in a run of its own; finished ones are kept."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from cifarlab.cost import Estimate
 from cifarlab.data import Source, open_source
 from cifarlab.errors import Interrupted, UserError
-from cifarlab.groups import differing_fields
 from cifarlab.interrupts import stop_on_signals
 from cifarlab.job import Job, prepare
 from cifarlab.out_of_fold import write_out_of_fold
+from cifarlab.plan import Planned
 from cifarlab.progress import follow
 from cifarlab.recipe import Recipe, override
 from cifarlab.recipes import get_recipe
 from cifarlab.run import Run, is_run
 from cifarlab.training import Event, Stop, fit, reopen, start
-
-
-@dataclass(frozen=True)
-class Member:
-    """One run of a group as it is planned. `run` is what there is of it already, or None."""
-
-    path: Path
-    recipe: Recipe
-    run: Run | None
-
-    @property
-    def is_finished(self) -> bool:
-        return self.run is not None and self.run.is_complete
-
-    def seconds_left(self, expected: Estimate) -> float:
-        """What its training will take, by the estimate of a whole one."""
-        done = 0 if self.run is None else len(self.run.metrics)
-        return 0.0 if self.is_finished else expected.seconds_per_epoch * (self.recipe.epochs - done)
 
 
 def plan_group(
@@ -46,7 +26,7 @@ def plan_group(
     folds: int | None = None,
     data: str = "cifar10",
     out: str | Path | None = None,
-) -> list[Member]:
+) -> list[Planned]:
     """The runs of a group: `DIR/seed-0` to `seed-N-1`, or `DIR/fold-0` to `fold-K-1`. Nothing is written.
 
     DIR is `out`, by default `runs/<recipe>`, with folds `runs/<recipe>-<K>-folds`.
@@ -68,22 +48,25 @@ def plan_group(
     else:
         _check_base(recipe, data)
         planned = _fold_recipes(recipe, folds or 0)
-    return [_member(folder / name, planned_recipe, data) for name, planned_recipe in planned.items()]
+    members = [Planned(folder / name, planned_recipe, data) for name, planned_recipe in planned.items()]
+    for member in members:
+        _ = member.run  # says what is wrong with it
+    return members
 
 
-def fit_member(member: Member, source: Source, stop: Stop | None) -> tuple[Job, Iterator[Event]]:
-    """Begin or go on with one run of a group, from where it stands: its job, and the events of `fit`."""
-    if member.run is None:
-        job = prepare(member.recipe, source)
-        run = start(job, member.path)
+def fit_planned(planned: Planned, source: Source, stop: Stop | None) -> tuple[Job, Iterator[Event]]:
+    """Begin or go on with a planned run, from where it stands: its job, and the events of `fit`."""
+    if planned.run is None:
+        job = prepare(planned.recipe, source)
+        run = start(job, planned.path)
     else:
-        device = member.recipe.device.model_dump(mode="json")
+        device = planned.recipe.device.model_dump(mode="json")
         changes = {f"device.{name}": value for name, value in device.items()}
-        job, run = reopen(member.path, overrides=changes, source=source)
+        job, run = reopen(planned.path, planned.recipe.epochs, changes, source=source)
     return job, fit(job, run, stop)
 
 
-def train_members(members: Sequence[Member], source: Source, stop: Stop, console: Console) -> list[Run]:
+def train_members(members: Sequence[Planned], source: Source, stop: Stop, console: Console) -> list[Run]:
     """Train what is not finished, one after the other, and show it on `console`.
 
     Raises:
@@ -94,10 +77,10 @@ def train_members(members: Sequence[Member], source: Source, stop: Stop, console
         console.print(
             f"{before}[bold]{member.path.name}[/bold], {number + 1} of {len(members)}: {_stand(member)}"
         )
-        if member.is_finished:
+        if member.standing == "finished":
             continue
         try:
-            job, events = fit_member(member, source, stop)
+            job, events = fit_planned(member, source, stop)
             follow(events, job.recipe, console)
         except Interrupted as error:
             raise _stopped(member, members, error.signal_number) from None
@@ -160,31 +143,14 @@ def _check_base(recipe: Recipe, data: str) -> None:
         )
 
 
-def _member(path: Path, recipe: Recipe, data: str) -> Member:
-    if not is_run(path):
-        return Member(path, recipe, None)
-    run = Run(path)
-    if run.data["name"] != data:
-        raise UserError(
-            f"{path} was trained on {run.data['name']}, and {data} is asked for: give another --out"
-        )
-    others = differing_fields(run.recipe, recipe)
-    if others:
-        field, (there, asked) = next(iter(others.items()))
-        raise UserError(
-            f"{path} is of another recipe: {field} is {there} there, {asked} here: give another --out"
-        )
-    return Member(path, recipe, run)
-
-
-def _stand(member: Member) -> str:
+def _stand(member: Planned) -> str:
     if member.run is None:
         return "begins"
     done = f"{len(member.run.metrics)} of {member.recipe.epochs} epochs finished"
-    return "finished, kept" if member.is_finished else f"goes on, {done}"
+    return "finished, kept" if member.standing == "finished" else f"goes on, {done}"
 
 
-def _stopped(member: Member, members: Sequence[Member], signal_number: int) -> Interrupted:
-    finished = sum(is_run(each.path) and Run(each.path).is_complete for each in members)
+def _stopped(member: Planned, members: Sequence[Planned], signal_number: int) -> Interrupted:
+    finished = sum(each.standing == "finished" for each in members)
     message = f"stopped in {member.path.name}, saved, {finished} of {len(members)} finished; the same command goes on"
     return Interrupted(message, signal_number)

@@ -129,6 +129,7 @@ def planned_runs(
                     "device": recipe.device.model_copy(update=device),
                 }
             ),
+            "cifar10",
         )
         for seed in range(seeds)
         for recipe in recipes

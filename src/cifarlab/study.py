@@ -202,7 +202,11 @@ def _points_of(series: Series, base: Recipe) -> Iterator[Point]:
 
 
 def plan_study(
-    study: Study, folder: Path, settings: Mapping[str, Any] | None = None, seeds: int | None = None
+    study: Study,
+    folder: Path,
+    data: str = "cifar10",
+    settings: Mapping[str, Any] | None = None,
+    seeds: int | None = None,
 ) -> list[tuple[Point, list[Planned]]]:
     """The points of a study, each with the trainings that it is read from, one for each seed.
 
@@ -211,22 +215,21 @@ def plan_study(
     """
     points = points_of(study, settings)
     base = override(get_recipe(study.recipe), {**study.set, **(settings or {}), "seed": 0})
+    keys = [_training_name(point.recipe, base) for point in points]
     longest: dict[str, Recipe] = {}
-    for point in points:
-        key = _training_name(point.recipe, base)
+    for point, key in zip(points, keys, strict=True):
         known = longest.setdefault(key, point.recipe)
         if point.recipe.epochs > known.epochs:
             longest[key] = point.recipe
-    return [(point, _trainings(point, base, longest, folder, seeds or study.seeds)) for point in points]
-
-
-def _trainings(
-    point: Point, base: Recipe, longest: Mapping[str, Recipe], folder: Path, seeds: int
-) -> list[Planned]:
-    key = _training_name(point.recipe, base)
     return [
-        Planned(folder / key / f"seed-{seed}", longest[key].model_copy(update={"seed": seed}))
-        for seed in range(seeds)
+        (
+            point,
+            [
+                Planned(folder / key / f"seed-{seed}", longest[key].model_copy(update={"seed": seed}), data)
+                for seed in range(seeds or study.seeds)
+            ],
+        )
+        for point, key in zip(points, keys, strict=True)
     ]
 
 

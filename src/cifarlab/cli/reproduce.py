@@ -111,12 +111,14 @@ def _train(
 ) -> None:
     from cifarlab.cli.queue import carry_out, print_cost, unfinished
 
-    if unfinished(planned):
-        open_source("cifar10", data_dir)
-    print_cost(console, planned, "cifar10", data_dir)
+    source = open_source("cifar10", data_dir) if unfinished(planned) else None
+    refused = print_cost(console, planned, source)
+    for name, reason in refused.items():
+        console.print(f"left out: {name}: {reason}", markup=False)
     if plan:
         return
-    for each in carry_out(console, planned, "cifar10", data_dir):
+    possible = [each for each in planned if each.recipe.name not in refused]
+    for each in carry_out(console, possible, source):
         _evaluate_finished(console, [each.recipe], results, data_dir)
 
 

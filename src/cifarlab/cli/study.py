@@ -54,13 +54,13 @@ def study(
       cifarlab study batch-size --seeds 1
       cifarlab study my-study.toml --out runs/mine
     """
-    from cifarlab.cli.queue import carry_out, print_cost
+    from cifarlab.cli.queue import carry_out, print_cost, unfinished
     from cifarlab.recipe import parse_assignments
     from cifarlab.study import load_study, plan_study, read_study
 
     chosen = load_study(name)
     folder = out or Path("runs") / f"study-{chosen.name}"
-    planned = plan_study(chosen, folder, parse_assignments(settings or []), seeds)
+    planned = plan_study(chosen, folder, data, parse_assignments(settings or []), seeds)
     by_seed = zip(*(some for _, some in planned), strict=True)  # a study cut short has whole seeds
     trainings = list({each.path: each for seed in by_seed for each in seed}.values())
     console = screen.open_console(as_json)
@@ -68,11 +68,12 @@ def study(
         f"{chosen.title or chosen.name}: {text.count(len(planned), 'point')}, in {folder}", markup=False
     )
     if not no_train:
-        open_source(data, data_dir)
-        print_cost(console, trainings, data, data_dir)
+        source = open_source(data, data_dir) if unfinished(trainings) else None
+        for refusal in print_cost(console, trainings, source).values():
+            raise refusal
         if plan:
             return
-        for _ in carry_out(console, trainings, data, data_dir):
+        for _ in carry_out(console, trainings, source):
             pass
     outcomes = read_study(planned)
     _write(chosen, outcomes, folder)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cifarlab.data import Source
-    from cifarlab.group_training import Member
+    from cifarlab.plan import Planned
     from cifarlab.recipe import Recipe
     from cifarlab.run import Run
     from cifarlab.statistics import Summary
@@ -53,13 +53,13 @@ def train_group(
     _print_result(console, runs, out_of_fold)
 
 
-def _print_plan(console: Console, members: Sequence[Member], source: Source, *, as_json: bool) -> None:
+def _print_plan(console: Console, members: Sequence[Planned], source: Source, *, as_json: bool) -> None:
     """The cost of the whole, measured on the first run that is not finished."""
     from cifarlab.cli.train import plan_document, plan_lines, print_lines
     from cifarlab.cost import estimate
     from cifarlab.job import prepare
 
-    left = [member for member in members if not member.is_finished]
+    left = [member for member in members if member.standing != "finished"]
     job = prepare((left or members)[0].recipe, source)
     expected = estimate(job)
     seconds = sum(member.seconds_left(expected) for member in members)
@@ -82,7 +82,7 @@ def _print_plan(console: Console, members: Sequence[Member], source: Source, *, 
     print_lines(console, lines, job.recipe)
 
 
-def _runs_text(members: Sequence[Member], n_left: int) -> str:
+def _runs_text(members: Sequence[Planned], n_left: int) -> str:
     first, last = members[0].path, members[-1].path
     kept = f", {len(members) - n_left} finished and kept" if n_left < len(members) else ""
     return f"{len(members)}: {first} to {last.name}{kept}"
