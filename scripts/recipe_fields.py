@@ -30,13 +30,17 @@ A recipe holds every number that decides a result. `cifarlab show RECIPE` prints
 """
 
 GROUPS: tuple[tuple[str, str, tuple[type[BaseModel], ...]], ...] = (
-    ("model", "The family of networks, by `model.name`.", (specs.VGG, specs.MLP, specs.AlexNet)),
+    (
+        "model",
+        "The family of networks, by `model.name`.",
+        (specs.VGG, specs.MLP, specs.AlexNet, specs.Airbench),
+    ),
     ("data", "", (recipe.Data,)),
     ("augment", "", (recipe.Augment,)),
     (
         "optimizer",
-        "One of four, by `optimizer.name`.",
-        (recipe.SGD, recipe.RMSprop, recipe.Adam, recipe.AdamW),
+        "One of five, by `optimizer.name`.",
+        (recipe.SGD, recipe.RMSprop, recipe.Adam, recipe.AdamW, recipe.Muon),
     ),
     (
         "schedule",

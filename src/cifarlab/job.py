@@ -18,6 +18,7 @@ from cifarlab.data.splits import split_validation
 from cifarlab.environment import choose_device
 from cifarlab.errors import UserError
 from cifarlab.models import build_model
+from cifarlab.models.airbench import WHITENED_PICTURES, fit_whitening
 from cifarlab.optim import build_optimizer
 from cifarlab.preparation import Preparation
 from cifarlab.process import keep_freed_memory
@@ -139,6 +140,8 @@ def prepare(
     else:
         validation = torch.tensor(train.images[held_out]), torch.tensor(train.labels[held_out])
     model = new_model(recipe, len(source.classes), (3, preparation.height, preparation.width), device)
+    few = stream.images[:WHITENED_PICTURES].permute(0, 3, 1, 2)
+    fit_whitening(model, preparation(few))
     initial_weights = None if base is None else _begin_with(base, recipe, model, source.classes, preparation)
     _check_batches(recipe, len(chosen), model)
     return Job(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from cifarlab.recipe import SGD, Adam, AdamW, Optimizer, Regularization, RMSprop
+from cifarlab.recipe import SGD, Adam, AdamW, Muon, Optimizer, Regularization, RMSprop
 
 # Stands in for a rate of 0, which momentum kept in units of the rate could not be carried across.
 _SMALLEST_LEARNING_RATE = 1e-20
@@ -21,6 +21,8 @@ def build_optimizer(
     require a gradient are left out. `rate_factors` says, by name, which parameters' learning rate is multiplied by
     what; 1 where it says nothing. `set_learning_rate` must be called before every step.
     """
+    if isinstance(spec, Muon):
+        return MuonOptimizer(spec, model)
     fused = device.type in ("cpu", "cuda")
     groups = _parameter_groups(model, spec.weight_decay, rate_factors or {})
     match spec:
@@ -104,6 +106,66 @@ def _rescale_momentum(optimizer: torch.optim.Optimizer, group: dict, learning_ra
     if buffers:
         torch._foreach_mul_(buffers, group["lr"] / learning_rate)  # pyright: ignore[reportPrivateImportUsage]
     group["lr"] = learning_rate
+
+
+# Muon: K. Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024), as in cifar10-airbench.
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+class MuonOptimizer(torch.optim.Optimizer):
+    """Muon on the kernels of convolutions, SGD with Nesterov momentum and weight decay on all else that is trained."""
+
+    def __init__(self, spec: Muon, model: nn.Module) -> None:
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups = [
+            (lambda p: p.ndim == 4, spec.learning_rate, spec.momentum, 0.0),
+            (lambda p: p.ndim == 2, spec.head_learning_rate, spec.other_momentum, spec.weight_decay),
+            (lambda p: p.ndim == 1, spec.bias_learning_rate, spec.other_momentum, spec.weight_decay),
+        ]
+        chosen = [
+            {
+                "params": [parameter for parameter in trainable if belongs(parameter)],
+                "lr": rate,
+                "rate_factor": rate / spec.learning_rate,
+                "momentum": momentum,
+                # Part of the gradient, so that the rate, which falls, multiplies it too.
+                "weight_decay": weight_decay / rate,
+                "orthogonalise_steps": spec.newton_schulz_steps if rate is spec.learning_rate else 0,
+            }
+            for belongs, rate, momentum, weight_decay in groups
+        ]
+        super().__init__([group for group in chosen if group["params"]], {})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict) -> None:
+        gradient = gradient.add(parameter, alpha=group["weight_decay"]) if group["weight_decay"] else gradient
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
+        update = gradient.add(buffer, alpha=group["momentum"])
+        if steps := group["orthogonalise_steps"]:
+            parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
+            update = orthogonalise(update.reshape(len(update), -1), steps).view_as(parameter)
+        parameter.add_(update, alpha=-group["lr"])
+
+
+def orthogonalise(matrix: Tensor, steps: int) -> Tensor:
+    """About the nearest matrix with orthonormal rows or columns, float32 (M, N): `steps` of a quintic Newton-Schulz
+    iteration, whose coefficients bring singular values quickly near 1 rather than exactly to it."""
+    a, b, c = _QUINTIC
+    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    result = wide / (wide.norm() + 1e-7)
+    for _ in range(steps):
+        gram = result @ result.T
+        result = torch.addmm(result, torch.addmm(gram, gram, gram, beta=b, alpha=c), result, beta=a)
+    return result.T if matrix.shape[0] > matrix.shape[1] else result
 
 
 def clip_gradients(model: nn.Module, clip_norm: float | None) -> None:

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from cifarlab.errors import UserError, nearest, one_of
-from cifarlab.models.specs import MLP, VGG, AlexNet, ModelSpec
+from cifarlab.models.specs import MLP, VGG, Airbench, AlexNet, ModelSpec
 
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -181,7 +181,32 @@ class AdamW(Part):
     clip_norm: Positive | None = None
 
 
-Optimizer = Annotated[Union[SGD, RMSprop, Adam, AdamW], Field(discriminator="name")]
+class Muon(Part):
+    """Muon on the filters of convolutions, SGD with Nesterov momentum on all else (K. Jordan, "Muon", 2024).
+
+    Each filter tensor is brought to the norm sqrt(filters) before its step, and its update is the momentum's nearest
+    (semi-)orthogonal matrix, by Newton-Schulz steps.
+    """
+
+    name: Literal["muon"] = "muon"
+    learning_rate: Positive = Field(default=0.24, description="of the filters")
+    momentum: Fraction = Field(default=0.6, description="of the filters, Nesterov's")
+    newton_schulz_steps: Annotated[int, Field(ge=1, le=20)] = 3
+    bias_learning_rate: Positive = Field(
+        default=0.053, description="of biases, for a loss summed over the batch"
+    )
+    head_learning_rate: Positive = Field(
+        default=0.67, description="of dense layers, for a loss summed over the batch"
+    )
+    other_momentum: Fraction = Field(default=0.85, description="of biases and dense layers, Nesterov's")
+    weight_decay: NonNegative = Field(
+        default=0.004,
+        description="of biases and dense layers: the part of them that a step at the full rate takes",
+    )
+    clip_norm: Positive | None = None
+
+
+Optimizer = Annotated[Union[SGD, RMSprop, Adam, AdamW, Muon], Field(discriminator="name")]
 
 
 class Constant(Part):
@@ -280,6 +305,9 @@ class Regularization(Part):
 
 class Loss(Part):
     label_smoothing: Fraction = 0.0
+    reduction: Literal["mean", "sum"] = Field(
+        default="mean", description="over the batch, for the gradient; the loss that is shown is the mean"
+    )
 
 
 class EMA(Part):
@@ -606,9 +634,9 @@ _KNOWN_AS = {
     "bs": "batch_size",
 }
 _PARTS_BY_GROUP: dict[str, tuple[type[BaseModel], ...]] = {
-    "optimizer": (SGD, RMSprop, Adam, AdamW),
+    "optimizer": (SGD, RMSprop, Adam, AdamW, Muon),
     "schedule": (Constant, Step, InverseTime, Cosine, Cyclical, OneCycle, Linear, Plateau),
-    "model": (VGG, MLP, AlexNet),
+    "model": (VGG, MLP, AlexNet, Airbench),
 }
 _TAGS = {part.model_fields["name"].default for parts in _PARTS_BY_GROUP.values() for part in parts}
 

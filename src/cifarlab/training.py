@@ -24,6 +24,7 @@ from cifarlab.errors import DivergedError, Interrupted, UserError
 from cifarlab.features import FeaturesDone, cacheable_layers, with_features
 from cifarlab.interrupts import stop_on_signals
 from cifarlab.job import Job, autocast, prepare
+from cifarlab.models.airbench import freeze_whitening_bias
 from cifarlab.optim import clip_gradients, l2_penalty, load_state_tensors, set_learning_rate, state_tensors
 from cifarlab.progress import follow, in_notebook, show_curves
 from cifarlab.recipe import Recipe, override, tied_to_total
@@ -215,6 +216,7 @@ def _epochs(job: Job, run: Run, state: State, log: Any, stop: Stop | None) -> It
     drawn_at = -math.inf
     while len(state.rows) < recipe.epochs and not stopped_early(state.rows, recipe):
         freeze_for_epoch(recipe.finetune, job.model, len(state.rows))
+        freeze_whitening_bias(job.model, len(state.rows))
         sums = Sums(state.partial, job.device)
         end = (len(state.rows) + 1) * job.steps_per_epoch
         for step in range(state.step, end):
@@ -258,7 +260,7 @@ def train_step(job: Job, images: Tensor, labels: Tensor, step: int, rate: float)
     loss = F.cross_entropy(logits, labels, label_smoothing=recipe.loss.label_smoothing)
     loss = loss + l2_penalty(job.model, recipe.regularization)
     job.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    (loss * len(labels) if recipe.loss.reduction == "sum" else loss).backward()
     clip_gradients(job.model, recipe.optimizer.clip_norm)
     job.optimizer.step()
     if job.average is not None:

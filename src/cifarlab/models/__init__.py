@@ -21,11 +21,12 @@ def build_model(spec: ModelSpec, classes: int, input_shape: InputShape = (3, 32,
 
 
 def _families() -> dict[str, Callable[[Any, int, InputShape], "nn.Module"]]:
+    from cifarlab.models.airbench import build_airbench
     from cifarlab.models.alexnet import build_alexnet
     from cifarlab.models.mlp import build_mlp
     from cifarlab.models.vgg import build_vgg
 
-    return {"alexnet": build_alexnet, "mlp": build_mlp, "vgg": build_vgg}
+    return {"airbench": build_airbench, "alexnet": build_alexnet, "mlp": build_mlp, "vgg": build_vgg}
 
 
 def describe_model(model: "nn.Module", input_shape: InputShape = (3, 32, 32)) -> list[dict[str, Any]]:

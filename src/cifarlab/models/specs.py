@@ -88,4 +88,26 @@ class AlexNet(Spec):
     batch_norm_variance: Variance = "unbiased"
 
 
-ModelSpec = Annotated[Union[VGG, MLP, AlexNet], Field(discriminator="name")]
+class Airbench(Spec):
+    """The fast network of cifar10-airbench (arXiv 2404.00498): a whitening layer, then groups of convolutions.
+
+    Whitening and GELU, then in each group convolution, 2x2 max-pool, batch norm, GELU, and further convolutions with
+    batch norm and GELU; a global max-pool and a dense layer without bias, its logits over the number of features.
+    """
+
+    name: Literal["airbench"] = "airbench"
+    widths: tuple[Width, ...] = Field(
+        default=(64, 256, 256), min_length=1, max_length=5, description="filters of each group"
+    )
+    convolutions: Annotated[int, Field(ge=2, le=3)] = Field(
+        default=2, description="of each group; with three there is a residual round the last"
+    )
+    whitening_kernel: Annotated[int, Field(ge=2, le=4)] = Field(
+        default=2, description="pixels a side of the whitening convolution, which is computed and not trained"
+    )
+    whitening_bias_epochs: Annotated[int, Field(ge=0)] = Field(
+        default=3, description="epochs that the whitening layer's bias is trained for"
+    )
+
+
+ModelSpec = Annotated[Union[VGG, MLP, AlexNet, Airbench], Field(discriminator="name")]

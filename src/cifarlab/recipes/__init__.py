@@ -7,11 +7,12 @@ from cifarlab.recipes import (
     classification_notebook,
     deep_learning_lab,
     demo,
+    fast,
     six_convolutions,
     trading,
 )
 
-SOURCES = (demo, brownlee, six_convolutions, deep_learning_lab, trading, classification_notebook)
+SOURCES = (demo, brownlee, six_convolutions, deep_learning_lab, trading, classification_notebook, fast)
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for source in SOURCES for recipe in source.RECIPES}
 
 
