@@ -108,7 +108,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_names() -> None:
     [
         (
             "optimizer.name=adm",
-            "optimizer.name should be sgd, rmsprop, adam or adamw, 'adm' given; did you mean 'adam'?",
+            "optimizer.name should be sgd, rmsprop, adam, adamw or muon, 'adm' given; did you mean 'adam'?",
         ),
         ("data.validation=tst", "did you mean 'test'?"),
         ("optimizer.learning_rate=Infinity", "should be a finite number"),
