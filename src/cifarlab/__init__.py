@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cifarlab.process import prepare_environment
 
 if TYPE_CHECKING:
+    from cifarlab.comparison import compare
     from cifarlab.errors import DivergedError, Interrupted, UserError
     from cifarlab.evaluation import Evaluation, evaluate
     from cifarlab.group_training import train_group
@@ -38,6 +39,7 @@ _HOMES = {
     "Recipe": "recipe",
     "Run": "run",
     "UserError": "errors",
+    "compare": "comparison",
     "evaluate": "evaluation",
     "export_keras": "keras_io",
     "get_recipe": "recipes",
@@ -57,6 +59,7 @@ __all__ = [
     "Recipe",
     "Run",
     "UserError",
+    "compare",
     "evaluate",
     "export_keras",
     "get_recipe",

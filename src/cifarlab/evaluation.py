@@ -118,9 +118,14 @@ def evaluate(
 
 def load_answers(run: Run, split: str, weights: str) -> tuple[Tensor, Tensor]:
     """Logits float32 (N, classes) and labels int64 (N,) of a split that `evaluate` has judged with these weights."""
-    stored = _stored_logits(run, _opened_split(run, split), weights)  # type: ignore[arg-type]
+    stored = stored_answers(run, split, weights)
     assert stored is not None, "evaluate comes first"
     return stored
+
+
+def stored_answers(run: Run, split: str, weights: str) -> tuple[Tensor, Tensor] | None:
+    """As `load_answers`; None where `evaluate` has not judged these weights, as they are now, on the split."""
+    return _stored_logits(run, _opened_split(run, split), weights)  # type: ignore[arg-type]
 
 
 def open_pictures(
