@@ -17,6 +17,7 @@ from cifarlab.recipe import Recipe, override
 from cifarlab.recipes import get_recipe
 from cifarlab.run import Run, is_run
 from cifarlab.training import Event, Stop, fit, reopen, start
+from cifarlab.writers import check_writers
 
 
 def plan_group(
@@ -54,8 +55,13 @@ def plan_group(
     return members
 
 
-def fit_planned(planned: Planned, source: Source, stop: Stop | None) -> tuple[Job, Iterator[Event]]:
-    """Begin or go on with a planned run, from where it stands: its job, and the events of `fit`."""
+def fit_planned(
+    planned: Planned, source: Source, stop: Stop | None, log: Sequence[str] = ()
+) -> tuple[Job, Iterator[Event]]:
+    """Begin or go on with a planned run, from where it stands: its job, and the events of `fit`.
+
+    `log` as for `fit`; without any, a run that goes on is logged where it was before.
+    """
     if planned.run is None:
         job = prepare(planned.recipe, source)
         run = start(job, planned.path)
@@ -63,10 +69,12 @@ def fit_planned(planned: Planned, source: Source, stop: Stop | None) -> tuple[Jo
         device = planned.recipe.device.model_dump(mode="json")
         changes = {f"device.{name}": value for name, value in device.items()}
         job, run = reopen(planned.path, planned.recipe.epochs, changes, source=source)
-    return job, fit(job, run, stop)
+    return job, fit(job, run, stop, log or None)
 
 
-def train_members(members: Sequence[Planned], source: Source, stop: Stop, console: Console) -> list[Run]:
+def train_members(
+    members: Sequence[Planned], source: Source, stop: Stop, console: Console, log: Sequence[str] = ()
+) -> list[Run]:
     """Train what is not finished, one after the other, and show it on `console`.
 
     Raises:
@@ -80,7 +88,7 @@ def train_members(members: Sequence[Planned], source: Source, stop: Stop, consol
         if member.standing == "finished":
             continue
         try:
-            job, events = fit_planned(member, source, stop)
+            job, events = fit_planned(member, source, stop, log)
             follow(events, job.recipe, console)
         except Interrupted as error:
             raise _stopped(member, members, error.signal_number) from None
@@ -98,6 +106,7 @@ def train_group(
     out: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     data_dir: str | Path | None = None,
+    log: Sequence[str] = (),
 ) -> list[Run]:
     """Train a recipe over seeds, or over the folds of a stratified cross-validation, and return the runs.
 
@@ -108,17 +117,18 @@ def train_group(
         recipe: a name or a `Recipe`.
         seeds: how many; seeds 0, 1, 2 and so on.
         folds: how many; each run validates on one, and is judged on it.
-        data, overrides, data_dir: as for `train`.
+        data, overrides, data_dir, log: as for `train`.
         out: the group's folder, by default `runs/<recipe>` or `runs/<recipe>-<folds>-folds`.
 
     Raises:
         UserError, DivergedError, Interrupted: as `train` does.
     """
     chosen = override(get_recipe(recipe) if isinstance(recipe, str) else recipe, overrides or {})
+    check_writers(log)
     members = plan_group(chosen, seeds=seeds, folds=folds, data=data, out=out)
     source = open_source(data, None if data_dir is None else Path(data_dir))
     with stop_on_signals() as stop:
-        runs = train_members(members, source, stop, Console(highlight=False))
+        runs = train_members(members, source, stop, Console(highlight=False), log)
     if folds is not None:
         write_out_of_fold(runs, data_dir)
     return runs

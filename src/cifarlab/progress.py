@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from cifarlab.text import duration, number, percent
+from cifarlab.text import duration, number, one_line, percent
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +24,7 @@ HEADER_EVERY = 25  # lines of epochs
 def follow(events: Iterable[Event], recipe: Recipe, console: Console) -> None:
     """Run through `events` (of `cifarlab.training.fit`) and show them on `console` until the training ends."""
     from cifarlab.features import FeaturesDone
-    from cifarlab.training import EpochDone
+    from cifarlab.training import EpochDone, Notice
 
     lines = 0
     with _open_bar(console) as bar:
@@ -36,6 +36,8 @@ def follow(events: Iterable[Event], recipe: Recipe, console: Console) -> None:
                 bar.print(epoch_line(event.row, event.epochs, event.is_best), "")
             elif isinstance(event, FeaturesDone):
                 bar.update_before(event)
+            elif isinstance(event, Notice):
+                bar.print(one_line(f"note: {event.text}"), "")
             else:
                 bar.update(event)
 

@@ -40,8 +40,8 @@ METRICS: tuple[str, ...] = (
     "images_per_second",
     "elapsed_seconds",
 )
-RECIPE, ENVIRONMENT, DATA, STATE, EVALUATION = (
-    f"{name}.json" for name in ("recipe", "environment", "data", "state", "evaluation")
+RECIPE, ENVIRONMENT, DATA, STATE, EVALUATION, WRITERS = (
+    f"{name}.json" for name in ("recipe", "environment", "data", "state", "evaluation", "writers")
 )
 DIVERGED = "diverged.json"
 SUMS, LOCK, SUMS_LOCK, EVALUATION_LOCK = "SHA256SUMS", ".lock", ".sums.lock", ".evaluation.lock"
@@ -257,6 +257,7 @@ class Run:
                 ".weights",
                 ".metrics",
                 ".recipe",
+                ".writers",
                 "figures/.",
             ):  # of a training that was killed
                 for cut_off in self.path.glob(f"{own}*.tmp"):
@@ -371,22 +372,23 @@ class Run:
         )
         save_figure(figure, self.curves_path)
 
-    @contextlib.contextmanager
-    def tensorboard(self, next_epoch: int) -> Iterator[Any]:
-        """A function that logs a row of metrics for TensorBoard; events from `next_epoch` on are written anew."""
-        from torch.utils.tensorboard import SummaryWriter
+    # Other stores of the metrics
 
-        with SummaryWriter(str(self.path / "tensorboard"), purge_step=next_epoch) as writer:
+    @property
+    def tensorboard_path(self) -> Path:
+        return self.path / "tensorboard"
 
-            def log(row: Row) -> None:
-                for name in METRICS[2:-1]:
-                    if row[name] is not None:
-                        part, _, quantity = name.partition("_")
-                        tag = f"{quantity}/{part}" if part in ("train", "validation") else name
-                        writer.add_scalar(tag, row[name], row["epoch"])
-                writer.flush()
+    def writer_record(self, name: str) -> dict[str, Any]:
+        """What a writer (`mlflow`, `wandb`) keeps in order to find its own run again; empty before the first time."""
+        return self.writer_records.get(name, {})
 
-            yield log
+    @property
+    def writer_records(self) -> dict[str, dict[str, Any]]:
+        """writers.json: what each writer keeps, by its name."""
+        return self._read_json(WRITERS) if (self.path / WRITERS).exists() else {}
+
+    def set_writer_record(self, name: str, record: dict[str, Any]) -> None:
+        self._write({WRITERS: _json(self.writer_records | {name: record})})
 
     # Evaluation
 

@@ -32,6 +32,7 @@ from cifarlab.recipes import get_recipe
 from cifarlab.run import Partial, Row, Run, State, best_epoch, check_out, stopped_early
 from cifarlab.schedule import learning_rate_factor
 from cifarlab.transfer import freeze_for_epoch
+from cifarlab.writers import Writers, check_writers, open_writers
 
 REPORT_SECONDS = 0.2  # between two reports of steps; also how often the loss is looked at
 SAVE_SECONDS = 300.0  # between two saves within an epoch
@@ -68,6 +69,16 @@ class EpochDone:
     epochs: int
     is_best: bool
     seconds_left: float
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What a person should know while the training goes on: one line."""
+
+    text: str
+
+
+Event = StepDone | EpochDone | FeaturesDone | Notice
 
 
 def start(job: Job, out: str | Path | None = None) -> Run:
@@ -162,17 +173,18 @@ def _replanned(run: Run, epochs: int | None, overrides: dict[str, Any]) -> Recip
     return override(recipe, overrides) if overrides else recipe
 
 
-Event = StepDone | EpochDone | FeaturesDone
-
-
-def fit(job: Job, run: Run, stop: Stop | None = None) -> Iterator[Event]:
+def fit(job: Job, run: Run, stop: Stop | None = None, log: Sequence[str] | None = None) -> Iterator[Event]:
     """Train `job` in `run` to the end of its recipe, from where the run stands.
+
+    `log` names the writers beside TensorBoard (`mlflow`, `wandb`); None: those that the run has had before.
 
     Raises:
         DivergedError: at the first loss seen that is not finite; the last good epoch's weights are kept.
         Interrupted: after `stop` was set and everything was saved.
-        UserError: when the run is in use or damaged, or its disk is full.
+        UserError: when the run is in use or damaged, its disk is full, or a writer's library is missing.
     """
+    names = list(run.writer_records) if log is None else log
+    check_writers(names)
     with run.locked():
         state = _restore(job, run)
         if job.recipe != run.recipe:
@@ -183,11 +195,11 @@ def fit(job: Job, run: Run, stop: Stop | None = None) -> Iterator[Event]:
             began = time.perf_counter()
             job = yield from _through_frozen_layers(job, run, layers, state, stop)
             state = replace(state, elapsed_seconds=state.elapsed_seconds + time.perf_counter() - began)
-        with run.tensorboard(next_epoch=max(1, len(state.rows))) as log:
-            for row in state.rows[-1:]:  # a kill may have come before it was logged
-                log(row)
+        # the last epoch again: a kill may have come before it was written
+        with open_writers(run, names, first_epoch=max(1, len(state.rows))) as writers:
+            yield from map(Notice, writers.write(state.rows))
             try:
-                yield from _epochs(job, run, state, log, stop)
+                yield from _epochs(job, run, state, writers, stop)
             except DivergedError as error:
                 run.set_divergence(str(error))
                 raise
@@ -210,7 +222,7 @@ def _through_frozen_layers(
         yield event
 
 
-def _epochs(job: Job, run: Run, state: State, log: Any, stop: Stop | None) -> Iterator[Event]:
+def _epochs(job: Job, run: Run, state: State, writers: Writers, stop: Stop | None) -> Iterator[Event]:
     recipe, pace = job.recipe, Pace(state.elapsed_seconds)
     batches = job.stream.from_step(state.step)
     drawn_at = -math.inf
@@ -240,7 +252,7 @@ def _epochs(job: Job, run: Run, state: State, log: Any, stop: Stop | None) -> It
         state = State(step=end, rows=[*state.rows, row], elapsed_seconds=row["elapsed_seconds"])
         run.commit(state, training_tensors(job))
         _publish(job, run, state.rows)
-        log(row)
+        yield from map(Notice, writers.write(state.rows))
         if pace.elapsed_seconds - drawn_at > CURVES_SECONDS:
             run.publish_curves()
             drawn_at = pace.elapsed_seconds
@@ -491,6 +503,7 @@ def train(
     data_dir: str | Path | None = None,
     init_from: str | Path | Run | None = None,
     freeze: str | Sequence[str] | None = None,
+    log: Sequence[str] = (),
 ) -> Run:
     """Train a recipe, by name or as data, and return its run. Shows progress on a terminal and in a notebook.
 
@@ -503,6 +516,7 @@ def train(
         data_dir: the folder of CIFAR-10's batches, or its parent; beats `CIFARLAB_DATA` and the user's cache.
         init_from: a run to begin with the weights of; short for the field `finetune.init_from`.
         freeze: names or patterns of layers that stay as they are; short for the field `finetune.freeze`.
+        log: where metrics go beside the run directory and TensorBoard: `mlflow`, `wandb`.
 
     Raises:
         UserError: for any mistake in these, before anything is written.
@@ -516,24 +530,33 @@ def train(
         fields["finetune.freeze"] = freeze if isinstance(freeze, str) else list(freeze)
     chosen = override(chosen, fields)
     check_out(None if out is None else Path(out))
+    check_writers(log)
     job = prepare(chosen, data, data_dir)
-    return _follow(job, start(job, out))
+    return _follow(job, start(job, out), log)
 
 
-def resume(run: str | Path | Run, *, epochs: int | None = None, data_dir: str | Path | None = None) -> Run:
+def resume(
+    run: str | Path | Run,
+    *,
+    epochs: int | None = None,
+    data_dir: str | Path | None = None,
+    log: Sequence[str] | None = None,
+) -> Run:
     """Go on with a run after any interruption, or beyond its planned end. `epochs` is the new total.
+
+    `log` as for `train`; by default where the run was logged before.
 
     Raises:
         UserError, DivergedError, Interrupted: as `reopen` and `fit` do.
     """
     path = run.path if isinstance(run, Run) else run
-    return _follow(*reopen(path, epochs, data_dir=data_dir))
+    return _follow(*reopen(path, epochs, data_dir=data_dir), log)
 
 
-def _follow(job: Job, run: Run) -> Run:
+def _follow(job: Job, run: Run, log: Sequence[str] | None) -> Run:
     console = Console(highlight=False)
     with stop_on_signals() as stop:
-        follow(fit(job, run, stop), job.recipe, console)
+        follow(fit(job, run, stop, log), job.recipe, console)
     if in_notebook():
         show_curves(run.curves_path)
     return Run(run.path)

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout instead; progress on stderr.")
 ]
+Log = Annotated[
+    list[str] | None,
+    typer.Option("--log", metavar="mlflow|wandb", help="Send the metrics there too; may be given for each."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -69,6 +73,7 @@ def train(
         ),
     ] = None,
     settings: Settings = None,
+    log: Log = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Measure a few steps, print what it would take, stop.")
     ] = False,
@@ -87,6 +92,7 @@ def train(
     from cifarlab.recipe import override
     from cifarlab.recipes import get_recipe
     from cifarlab.run import Run, check_out
+    from cifarlab.writers import check_writers
 
     chosen = get_recipe(recipe)
     options = {
@@ -104,12 +110,22 @@ def train(
         raise UserError(f"--seed {seed} and --seeds {seeds}: give one; --seeds trains seeds 0 to {seeds - 1}")
     if not plan and not in_group:
         check_out(out)
+    if not plan:
+        check_writers(log or [])
     source = open_source(data, data_dir)
     if in_group:
         from cifarlab.cli.train_group import train_group
 
         train_group(
-            chosen, source, seeds=seeds, folds=folds, data_dir=data_dir, out=out, plan=plan, as_json=as_json
+            chosen,
+            source,
+            seeds=seeds,
+            folds=folds,
+            data_dir=data_dir,
+            out=out,
+            log=log or [],
+            plan=plan,
+            as_json=as_json,
         )
         return
     from cifarlab.cost import estimate
@@ -125,7 +141,7 @@ def train(
     print_lines(console, plan_lines(job, expected), chosen)
     if plan:
         return
-    _follow(console, job, lambda: start(job, out), as_json)
+    _follow(console, job, lambda: start(job, out), log or [], as_json)
 
 
 def resume(
@@ -134,6 +150,14 @@ def resume(
         int | None, typer.Option("--epochs", metavar="N", help="The new total, to go beyond the planned end.")
     ] = None,
     settings: Settings = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--log",
+            metavar="mlflow|wandb|none",
+            help="Send the metrics there too; default: where they went before.",
+        ),
+    ] = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -146,9 +170,12 @@ def resume(
     """
     from cifarlab.recipe import parse_assignments
     from cifarlab.run import Run
+    from cifarlab.writers import check_writers
 
     opened = Run(run)
     overrides = parse_assignments(settings or [])
+    names = list(opened.writer_records) if not log else [] if log == ["none"] else log
+    check_writers(names)
     source = open_source(opened.data["name"], data_dir)
     from cifarlab.training import reopen
 
@@ -162,7 +189,7 @@ def resume(
         console.print(f"note: {screen.VALIDATION_IS_TEST}")
     if job.recipe == opened.recipe and opened.is_complete:
         console.print("nothing is left to train: --epochs N, the new total, goes on beyond the planned end")
-    _follow(console, job, lambda: opened, as_json)
+    _follow(console, job, lambda: opened, names, as_json)
 
 
 def _overrides(options: dict[str, str | None], settings: list[str]) -> dict[str, Any]:
@@ -287,7 +314,7 @@ def plan_document(job: Job, expected: Estimate) -> dict[str, Any]:
 # While it trains
 
 
-def _follow(console: Console, job: Job, get_run: Callable[[], Run], as_json: bool) -> None:
+def _follow(console: Console, job: Job, get_run: Callable[[], Run], log: list[str], as_json: bool) -> None:
     from cifarlab.interrupts import stop_on_signals
     from cifarlab.progress import follow
     from cifarlab.run import Run
@@ -296,7 +323,7 @@ def _follow(console: Console, job: Job, get_run: Callable[[], Run], as_json: boo
     with stop_on_signals(say_stopping) as stop:
         run = get_run()
         console.print(f"run in {run.path}; Ctrl-C saves and stops", markup=False)
-        follow(fit(job, run, stop), job.recipe, console)
+        follow(fit(job, run, stop, log), job.recipe, console)
     finished = Run(run.path)
     if as_json:
         screen.write_json(_result_document(finished))

@@ -32,6 +32,7 @@ def train_group(
     folds: int | None,
     data_dir: Path | None,
     out: Path | None,
+    log: Sequence[str],
     plan: bool,
     as_json: bool,
 ) -> None:
@@ -46,7 +47,7 @@ def train_group(
     if plan:
         return
     with stop_on_signals(say_stopping) as stop:
-        runs = train_members(members, source, stop, console)
+        runs = train_members(members, source, stop, console, log)
     out_of_fold = None if folds is None else write_out_of_fold(runs, data_dir)
     if as_json:
         screen.write_json(_result_document(runs, out_of_fold))
