@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-BATCH = 256
+BATCH = 64
 
 
 def last_convolution(model: nn.Module) -> nn.Conv2d | None:
@@ -40,12 +40,13 @@ def _maps(model: nn.Module, layer: nn.Conv2d, inputs: Tensor, classes: Tensor) -
     captured: list[Tensor] = []
 
     def capture(_layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        torch.set_grad_enabled(True)  # from here on: nothing of the layers before it is kept
         captured.append(output.detach().requires_grad_())
         return captured[0].clone()  # an activation may write over what it is given
 
     handle = layer.register_forward_hook(capture)
     try:
-        with torch.enable_grad():
+        with torch.no_grad():
             scores = model(inputs).gather(1, classes[:, None]).sum()  # pictures do not mix in evaluation mode
             (gradients,) = torch.autograd.grad(scores, captured)
     finally:

@@ -31,6 +31,7 @@ class Change:
     as_it_is: float
     apply: Callable[[np.ndarray, float], np.ndarray]
     words: tuple[str, ...] = ()  # the levels' names, where they are not numbers
+    is_scale: bool = True  # levels follow each other from less to more
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def compressed(images: np.ndarray, quality: float) -> np.ndarray:
 
 CHANGES = (
     Change("Shift", "pixels, in one of four directions", (0, 1, 2, 3, 4), 0, shifted),
-    Change("Flip", "", (0, 1, 2), 0, flipped, ("as it is", "left–right", "upside down")),
+    Change("Flip", "", (0, 1, 2), 0, flipped, ("as it is", "left–right", "upside down"), is_scale=False),
     Change("Noise", "deviation, of 255", (0, 8, 16, 32, 48), 0, noisy),
     Change("Blur", "deviation, pixels", (0, 0.5, 1, 1.5, 2), 0, blurred),
     Change("Brightness", "factor", (0.4, 0.6, 0.8, 1, 1.2, 1.4, 1.6), 1, brightened),

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cifarlab.cli import compare, data, evaluate, keras, predict, recipes, reproduce, study, train
+from cifarlab.cli import compare, data, evaluate, keras, predict, recipes, report, reproduce, study, train
 from cifarlab.errors import CifarlabError, Interrupted, UserError, nearest
 from cifarlab.text import one_line
 
@@ -71,6 +71,7 @@ for verb, summary in (
     (train.resume, "Go on with a training."),
     (evaluate.evaluate, "Judge a run on the test set."),
     (compare.compare, "Say whether one recipe is better than another."),
+    (report.report, "Write one page about a run."),
     (predict.predict, "Say what is in pictures."),
     (keras.import_keras, "Make a run of weights that Keras saved."),
     (keras.export_keras, "Write a run's weights for Keras."),
