@@ -12,7 +12,7 @@ from cifarlab.models import build_model, describe_model
 from cifarlab.models.airbench import AirbenchNet, Whitening, freeze_whitening_bias
 from cifarlab.models.specs import Airbench
 from cifarlab.optim import build_optimizer, orthogonalise, set_learning_rate
-from cifarlab.recipe import Linear, Loss, Muon
+from cifarlab.recipe import Data, Linear, Loss, Muon
 from cifarlab.recipes import get_recipe
 from cifarlab.training import EpochDone, fit, reopen, start, train_step
 from tests.tiny import RECIPE, tiny_source
@@ -131,7 +131,11 @@ def test_the_loss_may_be_summed_for_the_gradient() -> None:
 
 def test_a_resumed_training_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cifarlab.job.open_source", tiny_source)
-    recipe = SMALL.model_copy(update={"model": Airbench(widths=(8, 12), whitening_bias_epochs=1)})
+    update = {
+        "model": Airbench(widths=(8, 12), whitening_bias_epochs=1),
+        "data": Data(training_sizes=(16, 20, 32)),
+    }
+    recipe = SMALL.model_copy(update=update)
     job = prepare(recipe)
     whole = start(job, tmp_path / "whole")
     assert len([event for event in fit(job, whole) if isinstance(event, EpochDone)]) == 3

@@ -16,7 +16,7 @@ from cifarlab import DivergedError, Run, UserError, training
 from cifarlab import job as job_module
 from cifarlab.cost import estimate
 from cifarlab.data import open_source
-from cifarlab.recipe import override
+from cifarlab.recipe import Data, override
 from cifarlab.recipes import get_recipe
 from cifarlab.run import METRICS, best_epoch, stopped_early
 from cifarlab.training import EpochDone, StepDone
@@ -345,3 +345,11 @@ def test_the_real_data_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         event.loss for event in itertools.islice(training.fit(job, training.start(job, tmp_path / "run")), 40)
     ]
     assert losses[-1] < 2.4
+
+
+def test_a_network_that_cannot_take_smaller_pictures_is_told() -> None:
+    recipe = RECIPE.model_copy(update={"data": Data(training_sizes=(16, 32))})
+    with pytest.raises(
+        UserError, match="training_sizes has 16, and this network cannot take pictures of 16x16"
+    ):
+        job_module.prepare(recipe, "demo")

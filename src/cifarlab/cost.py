@@ -3,6 +3,7 @@
 import copy
 import math
 import resource
+import statistics
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from cifarlab.job import Job, new_average, new_optimizer
 from cifarlab.training import VALIDATION_BATCH, predict_logits, train_step, training_tensors
 from cifarlab.transfer import freeze_for_epoch
 
+LONG_ENOUGH_SECONDS = 5.0  # of measuring, for each size of pictures
 GROWTH = 1.25  # of memory over a run (validation, figures, saving): vgg3-bn's 854 MB became 1,058 MB
 
 
@@ -42,26 +44,43 @@ def estimate(job: Job, measured_steps: int = 8) -> Estimate:
             optimizer=new_optimizer(recipe, trial.model, job.device),
         )
         freeze_for_epoch(recipe.finetune, trial.model, math.inf)
-        batches = trial.stream.from_step(0)
-        seconds = []
-        for step in range(measured_steps + 2):
-            began = time.perf_counter()
-            train_step(trial, *next(batches), step, recipe.optimizer.learning_rate)
-            _synchronise(job.device)
-            seconds.append(time.perf_counter() - began)
-        per_step = sorted(seconds[2:])[measured_steps // 2]
+        per_step = {size: _step_seconds(trial, size, measured_steps) for size in set(_sizes(job))}
         validation_seconds = _validation_seconds(trial) * job.n_validation
-    per_epoch = per_step * job.steps_per_epoch + validation_seconds
+    steps_seconds = sum(per_step[size] for size in _sizes(job)) * job.steps_per_epoch
+    elapsed_seconds = once_seconds + steps_seconds + validation_seconds * recipe.epochs
     weights_bytes = sum(tensor.nbytes for tensor in job.weights.state_dict().values())
     kept = 2 if recipe.data.may_choose else 1  # last, and best where there is one
     state_bytes = sum(tensor.nbytes for tensor in training_tensors(trial).values())
     return Estimate(
-        elapsed_seconds=once_seconds + per_epoch * recipe.epochs,
-        seconds_per_epoch=per_epoch,
-        images_per_second=min(recipe.batch_size, job.n_train) / per_step,
+        elapsed_seconds=elapsed_seconds,
+        seconds_per_epoch=(elapsed_seconds - once_seconds) / recipe.epochs,
+        images_per_second=recipe.epochs
+        * job.steps_per_epoch
+        * min(recipe.batch_size, job.n_train)
+        / steps_seconds,
         memory_bytes=_peak_memory_bytes(job.device),
         disk_bytes=state_bytes + weights_bytes * kept + 500 * recipe.epochs,
     )
+
+
+def _sizes(job: Job) -> list[int | None]:
+    """Pixels a side of the training pictures in each epoch; None: their own."""
+    sizes = job.recipe.data.training_sizes or (None,)
+    return [sizes[min(epoch, len(sizes) - 1)] for epoch in range(job.recipe.epochs)]
+
+
+def _step_seconds(trial: Job, size: int | None, measured_steps: int) -> float:
+    """The median of up to `measured_steps` steps, after two that warm up; fewer where steps are long."""
+    batches = replace(trial.stream, sizes=(size,) if size else ()).from_step(0)
+    seconds: list[float] = []
+    for step in range(measured_steps + 2):
+        began = time.perf_counter()
+        train_step(trial, *next(batches), step, trial.recipe.optimizer.learning_rate)
+        _synchronise(trial.device)
+        seconds.append(time.perf_counter() - began)
+        if step >= 2 and sum(seconds) > LONG_ENOUGH_SECONDS:
+            break
+    return statistics.median(seconds[2:])
 
 
 def _through_frozen_layers(job: Job) -> tuple[Job, float]:

@@ -23,7 +23,6 @@ from cifarlab.errors import UserError
 from cifarlab.files import cache_dir, sha256_of, write_atomic
 from cifarlab.job import Job, autocast
 from cifarlab.models.layers import Dropout, Flatten
-from cifarlab.recipe import Augment
 from cifarlab.transfer import frozen_layers, layers_of
 
 MOST_BYTES = 2 << 30  # of memory for the outputs; beyond, they are computed in every epoch
@@ -42,7 +41,11 @@ class FeaturesDone:
 
 def cacheable_layers(job: Job) -> int:
     """How many of the network's first layers can be computed once; 0 with augmentation, or for want of memory."""
-    if job.recipe.augment != Augment() or not job.recipe.finetune.freeze:
+    if (
+        not job.recipe.augment.changes_nothing
+        or job.recipe.data.training_sizes
+        or not job.recipe.finetune.freeze
+    ):
         return 0
     count = _frozen_at_the_front(job)
     if count == 0 or _bytes(job, count) > MOST_BYTES:

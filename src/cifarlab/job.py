@@ -1,5 +1,6 @@
 """A job: a recipe with its data on the device and its network built, ready to train."""
 
+import copy
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -133,6 +134,7 @@ def prepare(
         seed=recipe.seed,
         augmentation=recipe.augment,
         preparation=preparation,
+        sizes=settings.training_sizes,
     )
     held_out_split = source.load("test") if settings.validation == "test" else None
     if held_out_split is not None:
@@ -144,6 +146,7 @@ def prepare(
     fit_whitening(model, preparation(few))
     initial_weights = None if base is None else _begin_with(base, recipe, model, source.classes, preparation)
     _check_batches(recipe, len(chosen), model)
+    _check_sizes(settings.training_sizes, model)
     return Job(
         recipe=recipe,
         source=source,
@@ -215,3 +218,16 @@ def _check_batches(recipe: Recipe, n_train: int, model: nn.Module) -> None:
             f"batch_size {recipe.batch_size} makes a batch of one of {n_train:,} training pictures, and batch"
             f" normalisation needs two or more: try {recipe.batch_size + 1 + (recipe.batch_size == 1)}"
         )
+
+
+def _check_sizes(sizes: tuple[int, ...], model: nn.Module) -> None:
+    example = next(model.parameters())
+    for size in sorted(set(sizes)):
+        try:
+            with torch.no_grad():
+                copy.deepcopy(model).eval()(example.new_zeros(1, 3, size, size))
+        except RuntimeError:
+            raise UserError(
+                f"data.training_sizes has {size}, and this network cannot take pictures of {size}x{size} pixels: it"
+                " needs one that pools over the whole picture, such as airbench, and large enough pictures"
+            ) from None

@@ -69,6 +69,11 @@ class Data(Part):
     fold: Annotated[int, Field(ge=0)] = Field(
         default=0, description="the part to validate on, from 0 to folds - 1; only with validation = fold"
     )
+    training_sizes: tuple[Annotated[int, Field(ge=8, le=512)], ...] = Field(
+        default=(),
+        description="pixels a side of the training pictures in each pass over the data, the last for all that follow"
+        " (progressive resizing); empty: their own size, which is also what they are judged at",
+    )
     steps_per_epoch: Literal["ceil", "floor"] | Annotated[int, Field(ge=1)] = Field(
         default="ceil",
         description="images / batch_size rounded up, or down: with floor, passes over the data drift against epochs"

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import torch
+from PIL import Image
 
 from cifarlab.data.loader import BatchStream, derived_seed
 from cifarlab.preparation import Preparation
@@ -80,3 +81,17 @@ def test_alternating_flips_toggle_every_picture_from_pass_to_pass() -> None:
         for i in range(64)
     )
     assert 20 < as_stored < 44
+
+
+def test_pictures_are_scaled_to_the_size_of_their_pass() -> None:
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8))
+    growing = BatchStream(pixels, torch.arange(6), 4, 0, Augment(), SCALE, sizes=(8, 12, 16))
+    batches = list(itertools.islice(growing.from_step(0), 8))
+    assert [images.shape[2] for images, _ in batches] == [8, 8, 12, 12, 16, 16, 16, 16]
+    images, labels = batches[0]
+    for image, label in zip(images, labels, strict=True):
+        by_pillow = Image.fromarray(pixels[label].numpy()).resize((8, 8), Image.Resampling.BILINEAR)
+        assert np.abs(image.permute(1, 2, 0).numpy() * 255 - np.asarray(by_pillow, float)).max() <= 1.01
+    again, _ = next(growing.from_step(2))
+    assert torch.equal(again, batches[2][0])
+    assert torch.equal(batches[4][0] * 255, pixels[batches[4][1]].permute(0, 3, 1, 2).float())

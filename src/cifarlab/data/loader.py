@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cifarlab.data import augment
 from cifarlab.preparation import Preparation
@@ -31,6 +32,7 @@ class BatchStream:
     Attributes:
         images: uint8 (N, H, W, 3), on the training device; or what was computed from them, where `prepared`.
         labels: int64 (N,), on the training device.
+        sizes: pixels a side that pictures are scaled to in each pass, the last for all that follow; empty: their own.
     """
 
     images: Tensor
@@ -40,6 +42,7 @@ class BatchStream:
     augmentation: Augment
     preparation: Preparation
     prepared: bool = False
+    sizes: tuple[int, ...] = ()
 
     @property
     def batches_per_pass(self) -> int:
@@ -58,11 +61,21 @@ class BatchStream:
                 batch_draws = None if draws is None else draws.slice(first, last)
                 if batch_draws is not None:
                     images = augment.apply(images, batch_draws)
-                images = self.prepare(images)
+                images = self.prepare(self._scaled(images, one_pass))
                 if batch_draws is not None:
                     images = augment.cut_out(images, batch_draws, self.augmentation.cutout)
                 yield images, self.labels[chosen]
             one_pass, position = one_pass + 1, 0
+
+    def _scaled(self, images: Tensor, one_pass: int) -> Tensor:
+        if not self.sizes or self.prepared:
+            return images
+        size = self.sizes[min(one_pass, len(self.sizes) - 1)]
+        if (size, size) == tuple(images.shape[2:]):
+            return images
+        if images.device.type != "cpu":  # where PyTorch scales uint8 pictures, and fastest
+            images = images.float()
+        return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 pictures (B, 3, H, W) -> inputs float32 (B, 3, H, W); what is prepared already stays as it is."""
