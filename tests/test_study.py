@@ -265,7 +265,7 @@ def test_the_figure_places_settings_by_their_size() -> None:
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
     assert [y for _, y in drawn["one"]] == pytest.approx([0.55, 0.4])
     assert [y for _, y in drawn["published"]] == [0.31]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "32", "1000"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "32", "1,000"]
     places = axes.get_xticks().tolist()
     assert all(a < b for a, b in pairwise(places)) and places[1] == pytest.approx(1.505, abs=0.01)
     words = values_against({"a": [("sgd", [0.1]), ("adam", [0.2])]}, x_name="x", y_name="y", title="t")

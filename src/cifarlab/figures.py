@@ -154,7 +154,8 @@ def values_against(
             label="published",
         )
     _plain_axes(axes)
-    axes.set_xticks(list(places.values()), list(places), fontsize=10.5)
+    names = [f"{int(name):,}" if name.isdigit() else name for name in places]
+    axes.set_xticks(list(places.values()), names, fontsize=10.5)
     axes.margins(x=0.06)
     _accuracy_axis(axes)
     axes.set_xlabel(x_name)

@@ -302,16 +302,18 @@ def study_table(study: Study, outcomes: Sequence[Outcome]) -> tuple[list[str], l
     header += [
         "epochs",
         "steps",
-        "validation accuracy %",
+        "validation %",
         "runs",
         "range",
         "loss",
-        "training accuracy %",
+        "training %",
         "time",
     ]
     splits = {outcome.point.published_split for outcome in outcomes if outcome.point.published is not None}
     if splits:
-        header.append(f"published % ({one_of(sorted(splits))})")
+        header.append(
+            "published %" if splits == {"validation"} else f"published % ({one_of(sorted(splits))})"
+        )
     rows = []
     for outcome in outcomes:
         settings = settings_of(outcome.point.recipe)
@@ -385,7 +387,8 @@ def study_figure(study: Study, outcomes: Sequence[Outcome]) -> Figure:
     for outcome in outcomes:
         x, line = _place(study, outcome.point)
         accuracies = [reading.validation_accuracy for reading in outcome.readings]
-        lines.setdefault(line, []).append((x, accuracies))
+        if accuracies:
+            lines.setdefault(line, []).append((x, accuracies))
     first = next(iter(study.series[0].vary))
     published = [
         (_place(study, outcome.point)[0], outcome.point.published)
