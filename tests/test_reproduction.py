@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from cifarlab import job as job_module
 from cifarlab.claims import CLAIMS, Check, Claim, Side
 from cifarlab.claims import test_claims as judge_claims
 from cifarlab.cli import main
+from cifarlab.plan import Planned
 from cifarlab.recipe import Published, Recipe, override
 from cifarlab.recipes import RECIPES
 from cifarlab.reproduction import (
@@ -413,3 +415,25 @@ def test_every_pair_of_published_recipes_differs() -> None:
 
     for a, b in itertools.combinations(published_recipes(), 2):
         assert differing_settings(a, b), (a.name, b.name)
+
+
+def test_a_record_is_the_run_without_weights_and_state(
+    demo_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import keep_record
+
+    runs, records = tmp_path / "runs", tmp_path / "results"
+    shutil.copytree(demo_run.path, runs / "base" / "seed-0")
+    (runs / "study.md").write_text("a table")
+    keep_record.main(runs, records)
+    keep_record.main(runs, records)  # once more writes it anew
+    kept = Run(records / "base" / "seed-0")
+    assert kept.is_record and not demo_run.is_record
+    assert (kept.recipe, kept.metrics, kept.data) == (demo_run.recipe, demo_run.metrics, demo_run.data)
+    assert not list(kept.path.rglob("*.safetensors")) and (kept.path / "figures/learning-curves.png").exists()
+    listed = {line.split("  ")[1] for line in (kept.path / "SHA256SUMS").read_text().splitlines()}
+    assert listed <= {str(path.relative_to(kept.path)) for path in kept.path.rglob("*")}
+    assert (records / "study.md").read_text() == "a table"
+    planned = Planned(kept.path, demo_run.recipe.model_copy(update={"epochs": 9}), "demo")
+    assert planned.standing == "kept as a record only"
