@@ -44,9 +44,9 @@ def judged_run(path: Path, right: torch.Tensor | list[bool], split: str = "test"
     logits = torch.nn.functional.one_hot(answers, 10).float()
     run.write_logits(split, {f"logits-{weights}": logits, "labels": labels}, header)
     accuracy = float(torch.as_tensor(right).double().mean())
-    run.update_evaluations(
-        lambda content: content.update({split: {weights: {"accuracy": accuracy, "n": len(right)}}})
-    )
+    use = {"split": split, "weights": weights, "weights_sha256": run.weights_checksum(weights)}
+    judged = {split: {weights: {"accuracy": accuracy, "n": len(right)}}, "test_set_uses": [use]}
+    run.update_evaluations(lambda content: content.update(judged))
     return run
 
 

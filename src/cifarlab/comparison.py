@@ -10,7 +10,7 @@ import numpy as np
 
 from cifarlab.errors import UserError, one_of
 from cifarlab.evaluation import evaluate, stored_answers
-from cifarlab.groups import Group, group_runs, runs_under
+from cifarlab.groups import Group, group_runs, runs_under, sample_key
 from cifarlab.run import Run
 from cifarlab.statistics import (
     Difference,
@@ -43,9 +43,7 @@ class Judged:
 
     @property
     def key(self) -> tuple[int, int | None]:
-        """What makes two runs of different groups a pair: seed, and fold where there is one."""
-        data = self.run.recipe.data
-        return self.run.recipe.seed, data.fold if data.validation == "fold" else None
+        return sample_key(self.run)
 
 
 @dataclass(frozen=True)
@@ -194,8 +192,7 @@ def _finished(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
     for group in groups:
         by_key: dict[Any, Run] = {}
         for run in group.runs:
-            data = run.recipe.data
-            key = run.recipe.seed, data.fold if data.validation == "fold" else None
+            key = sample_key(run)
             if not run.is_complete:
                 notes.append(
                     f"left out: {run.path} has finished {len(run.metrics)} of {run.recipe.epochs} epochs"

@@ -52,6 +52,12 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     return [Group(name, tuple(group)) for name, group in zip(names, members.values(), strict=True)]
 
 
+def sample_key(run: Run) -> tuple[int, int | None]:
+    """What makes a run a sample of its own in a group, and the pair of one in another: seed, and fold."""
+    data = run.recipe.data
+    return run.recipe.seed, data.fold if data.validation == "fold" else None
+
+
 def differing_fields(a: Recipe, b: Recipe) -> dict[str, tuple[Any, Any]]:
     """Fields that decide a result and are not equal in both, by dotted name: (in a, in b). The device is left out."""
     in_a, in_b = (flat(each.model_dump(mode="json", exclude={"device", *WORDS})) for each in (a, b))

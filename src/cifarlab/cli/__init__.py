@@ -14,7 +14,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cifarlab.cli import compare, data, evaluate, keras, predict, recipes, report, reproduce, study, train
+from cifarlab.cli import (
+    compare,
+    data,
+    evaluate,
+    keras,
+    leaderboard,
+    predict,
+    recipes,
+    report,
+    reproduce,
+    study,
+    train,
+)
 from cifarlab.errors import CifarlabError, Interrupted, UserError, nearest
 from cifarlab.text import one_line
 
@@ -72,6 +84,7 @@ for verb, summary in (
     (evaluate.evaluate, "Judge a run on the test set."),
     (compare.compare, "Say whether one recipe is better than another."),
     (report.report, "Write one page about a run."),
+    (leaderboard.leaderboard, "List runs by test accuracy."),
     (predict.predict, "Say what is in pictures."),
     (keras.import_keras, "Make a run of weights that Keras saved."),
     (keras.export_keras, "Write a run's weights for Keras."),

@@ -1,0 +1,256 @@
+"""A folder of runs as a table: one row for each group, from what the runs have recorded. Nothing is evaluated."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from cifarlab import text
+from cifarlab.errors import UserError
+from cifarlab.groups import Group, group_runs, runs_under, sample_key
+from cifarlab.run import Run
+from cifarlab.statistics import Summary, summarize
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A group of runs. Accuracies are 0..1.
+
+    Attributes:
+        test: over the runs that `evaluate` has judged on the test set with the weights that their recipe names.
+        validation: over all runs, of those weights; None without validation pictures apart from the test set.
+        n_unjudged: finished runs that were not judged on the test set.
+        n_unfinished: runs whose training was cut off, or goes on; they are in no figure but this.
+        epochs: the most that a run has finished.
+        seconds: mean time of training.
+        hardware: processors and threads, or GPUs.
+        saw_test: the recipe validated on the test set: whoever chose anything by validation looked at it.
+        test_set_uses: the most that the test set was opened for one run.
+    """
+
+    name: str
+    recipe: str
+    data: str
+    test: Summary | None
+    validation: Summary | None
+    n_unjudged: int
+    n_unfinished: int
+    epochs: int
+    planned_epochs: int
+    parameters: int | None
+    seconds: float | None
+    hardware: str
+    saw_test: bool
+    test_set_uses: int
+    runs: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "recipe": self.recipe,
+            "data": self.data,
+            "test_accuracy": _summary_document(self.test),
+            "validation_accuracy": _summary_document(self.validation),
+            "unjudged": self.n_unjudged,
+            "unfinished": self.n_unfinished,
+            "epochs": self.epochs,
+            "planned_epochs": self.planned_epochs,
+            "parameters": self.parameters,
+            "elapsed_seconds": self.seconds,
+            "hardware": self.hardware,
+            "validated_on_test_set": self.saw_test,
+            "test_set_uses": self.test_set_uses,
+            "runs": list(self.runs),
+        }
+
+
+def leaderboard(paths: Sequence[str | Path]) -> list[Entry]:
+    """Groups of the runs at `paths`, the best mean test accuracy first; those without one last, by validation accuracy.
+
+    Raises:
+        UserError: when there is no run, or one is damaged.
+    """
+    entries = [_entry(group) for group in group_runs(runs_under(paths))]
+    return sorted(entries, key=lambda entry: (_descending(entry.test), _descending(entry.validation)))
+
+
+def _descending(summary: Summary | None) -> tuple[bool, float]:
+    return (True, 0.0) if summary is None else (False, -summary.mean)
+
+
+def _entry(group: Group) -> Entry:
+    finished = list({sample_key(run): run for run in reversed(group.runs) if run.is_complete}.values())[::-1]
+    tested = [accuracy for run in finished if (accuracy := _test_accuracy(run)) is not None]
+    validated = [accuracy for run in finished if (accuracy := _validation_accuracy(run)) is not None]
+    rows = [run.metrics[-1] for run in group.runs if run.metrics]
+    recipe = group.runs[0].recipe
+    return Entry(
+        name=group.name,
+        recipe=recipe.name,
+        data=group.runs[0].data["name"],
+        test=summarize(tested) if tested else None,
+        validation=summarize(validated) if validated else None,
+        n_unjudged=len(finished) - len(tested),
+        n_unfinished=sum(not run.is_complete for run in group.runs),
+        epochs=max((row["epoch"] for row in rows), default=0),
+        planned_epochs=recipe.epochs,
+        parameters=recipe.parameters or _count_parameters(group.runs[0]),
+        seconds=sum(row["elapsed_seconds"] for row in rows) / len(rows) if rows else None,
+        hardware=", ".join(dict.fromkeys(_hardware(run) for run in group.runs)),
+        saw_test=recipe.data.validation == "test",
+        test_set_uses=max(len(run.evaluations.get("test_set_uses", [])) for run in group.runs),
+        runs=tuple(str(run.path) for run in group.runs),
+    )
+
+
+def _test_accuracy(run: Run) -> float | None:
+    """As recorded, if it is of the weights as they are now; a record has no weights, and is taken as it is."""
+    weights = run.default_weights
+    recorded = run.evaluations.get("test", {}).get(weights)
+    if recorded is None:
+        return None
+    if run.weights_path(weights).exists():
+        judged = [use["weights_sha256"] for use in run.evaluations.get("test_set_uses", [])]
+        if run.weights_checksum(weights) not in judged:
+            return None
+    return recorded["accuracy"]
+
+
+def _validation_accuracy(run: Run) -> float | None:
+    rows = run.metrics
+    if not rows or run.recipe.data.validation == "test":
+        return None
+    best = run.best_epoch if run.default_weights == "best" else None
+    return rows[-1 if best is None else best - 1]["validation_accuracy"]
+
+
+def _count_parameters(run: Run) -> int | None:
+    """Of the network as it was built, with batch norm's running statistics, as Keras counts."""
+    import torch
+
+    from cifarlab.models import build_model
+
+    try:
+        with torch.device("meta"):
+            model = build_model(run.recipe.model, len(run.classes), tuple(run.data["input_shape"]))
+    except (KeyError, UserError):
+        return None
+    tensors = model.state_dict()
+    return sum(tensor.numel() for name, tensor in tensors.items() if not name.endswith("num_batches_tracked"))
+
+
+def _hardware(run: Run) -> str:
+    environment = run.environment
+    name = environment.get("device_name", "unknown")
+    if environment.get("device") != "cpu":
+        return name
+    return f"{name}, {text.count(environment.get('threads', 1), 'thread')}"
+
+
+def _summary_document(summary: Summary | None) -> dict[str, Any] | None:
+    if summary is None:
+        return None
+    interval = None if summary.low is None else [summary.low, summary.high]
+    return {"n": summary.n, "mean": summary.mean, "sd": summary.sd, "interval": interval}
+
+
+# The page
+
+COLUMNS: tuple[tuple[str, str, Callable[[Entry], tuple[str, float | str | None]]], ...] = (
+    ("Recipe", "text", lambda entry: (f"{entry.name}{' †' if entry.saw_test else ''}", entry.name.lower())),
+    ("Data", "text", lambda entry: (entry.data, entry.data)),
+    ("Runs", "number", lambda entry: (_n_text(entry), entry.test.n if entry.test else 0)),
+    ("Test accuracy", "number", lambda entry: _mean_cell(entry.test)),
+    ("95 % interval", "number", lambda entry: _interval_cell(entry.test)),
+    ("Validation", "number", lambda entry: _mean_cell(entry.validation)),
+    ("Epochs", "number", lambda entry: (epochs_text(entry), entry.epochs)),
+    (
+        "Parameters",
+        "number",
+        lambda entry: ("–" if entry.parameters is None else f"{entry.parameters:,}", entry.parameters),
+    ),
+    (
+        "Time a run",
+        "number",
+        lambda entry: ("–" if entry.seconds is None else text.duration(entry.seconds), entry.seconds),
+    ),
+    ("Hardware", "text", lambda entry: (entry.hardware, entry.hardware)),
+)
+
+
+def page(entries: Sequence[Entry], title: str) -> str:
+    """One HTML page that needs nothing else: sortable, to be filtered, light and dark."""
+    template = Template((files("cifarlab") / "leaderboard.html").read_text("utf-8"))
+    heads = "".join(
+        f'<th scope="col" class="{kind}"><button type="button" data-column="{number}">{name}</button></th>'
+        for number, (name, kind, _) in enumerate(COLUMNS)
+    )
+    options = "".join(
+        f'<option value="{number}">{name}</option>' for number, (name, _, _) in enumerate(COLUMNS)
+    )
+    data = "".join(
+        f"<option>{escape(name)}</option>" for name in dict.fromkeys(entry.data for entry in entries)
+    )
+    return template.substitute(
+        title=escape(title),
+        heads=heads,
+        sort_options=options,
+        data_options=data,
+        rows="\n".join(_row(entry) for entry in entries),
+        count=len(entries),
+    )
+
+
+def _row(entry: Entry) -> str:
+    cells = []
+    for number, (name, kind, value) in enumerate(COLUMNS):
+        shown, key = value(entry)
+        tag = 'th scope="row"' if number == 0 else "td"
+        sort = "" if key is None else escape(str(key), quote=True)
+        hint = ' title="validated on the test set while it trained"' if number == 0 and entry.saw_test else ""
+        closing = tag.split()[0]
+        cells.append(
+            f'<{tag} class="{kind}" data-label="{name}" data-key="{sort}"{hint}>{escape(shown)}</{closing}>'
+        )
+    saw_test = " saw-test" if entry.saw_test else ""
+    return f'<tr class="entry{saw_test}" data-data="{escape(entry.data, quote=True)}">{"".join(cells)}</tr>'
+
+
+def epochs_text(entry: Entry) -> str:
+    """`100`, or `14 of 100` where none has finished them all."""
+    return (
+        f"{entry.epochs:,}"
+        if entry.epochs == entry.planned_epochs
+        else f"{entry.epochs:,} of {entry.planned_epochs:,}"
+    )
+
+
+def mean_text(summary: Summary | None) -> str:
+    """`71.23 % ± 0.42`."""
+    if summary is None:
+        return "–"
+    return text.percent(summary.mean, 2) + ("" if summary.sd is None else f" ± {100 * summary.sd:.2f}")
+
+
+def interval_text(summary: Summary | None) -> str:
+    """`70.19 to 72.27 %`."""
+    if summary is None or summary.low is None or summary.high is None:
+        return "–"
+    return f"{100 * summary.low:.2f} to {100 * summary.high:.2f} %"
+
+
+def _n_text(entry: Entry) -> str:
+    n = 0 if entry.test is None else entry.test.n
+    left = [(entry.n_unjudged, "not judged"), (entry.n_unfinished, "not finished")]
+    return ", ".join([str(n), *(f"{count} {what}" for count, what in left if count)])
+
+
+def _mean_cell(summary: Summary | None) -> tuple[str, float | None]:
+    return mean_text(summary), None if summary is None else summary.mean
+
+
+def _interval_cell(summary: Summary | None) -> tuple[str, float | None]:
+    return interval_text(summary), None if summary is None else summary.low
