@@ -52,6 +52,20 @@ def test_batch_norm_has_keras_s_constants() -> None:
     assert {(norm.momentum, norm.eps) for norm in norms} == {(0.01, 1e-3)}
 
 
+@pytest.mark.parametrize(("variance", "factor"), [("unbiased", 6 * 16 / (6 * 16 - 1)), ("biased", 1.0)])
+def test_running_variance_is_that_of_keras_2_or_3(variance: str, factor: float) -> None:
+    spec = VGG(widths=(4,), convolutions=1, batch_norm=True, batch_norm_variance=variance)  # type: ignore[arg-type]
+    model = build_model(spec, 3, (3, 4, 4))
+    layers, images = dict(model.named_modules()), torch.rand(6, 3, 4, 4)
+    for _ in range(2):
+        model(images).sum().backward()
+    values = layers["block1_conv1"](images).relu()
+    expected = 0.99**2 + (1 - 0.99**2) * factor * values.var((0, 2, 3), unbiased=False)
+    torch.testing.assert_close(layers["block1_conv1_bn"].running_var, expected)
+    model.eval()(images)
+    torch.testing.assert_close(layers["block1_conv1_bn"].running_var, expected)
+
+
 def test_vgg3_is_the_function_that_the_write_up_lists() -> None:
     """ReLU is after the pool here, for speed; written plainly it gives the same logits and gradients."""
     torch.manual_seed(1)

@@ -43,6 +43,14 @@ def keras_rmsprop(spec):
         weights = w - rate * g / (np.sqrt(mean_square) + spec.epsilon)
 
 
+def keras_3_rmsprop(spec):
+    mean_square, weights = 0.0, None
+    while True:
+        w, g, rate = yield weights
+        mean_square = spec.rho * mean_square + (1 - spec.rho) * g**2
+        weights = w - rate * g / np.sqrt(mean_square + spec.epsilon)
+
+
 def keras_adam(spec):
     mean, mean_square, weights = 0.0, 0.0, None
     for t in itertools.count(1):
@@ -70,6 +78,8 @@ CASES = [
     (SGD(momentum=0.9, nesterov=True), keras_sgd),
     (RMSprop(), keras_rmsprop),
     (RMSprop(rho=0.5, epsilon=0.1), keras_rmsprop),
+    (RMSprop(epsilon_place="inside-root"), keras_3_rmsprop),
+    (RMSprop(epsilon_place="inside-root", rho=0.5, epsilon=0.1), keras_3_rmsprop),
     (Adam(), keras_adam),
     (Adam(epsilon=0.1, beta_1=0.5, beta_2=0.9), keras_adam),
     (AdamW(weight_decay=0.1), torch_adamw),
@@ -148,6 +158,7 @@ SPECS = [
     SGD(momentum=0.9),
     SGD(momentum=0.9, nesterov=True, weight_decay=1e-3),
     RMSprop(weight_decay=1e-3),
+    RMSprop(weight_decay=1e-3, epsilon_place="inside-root"),
     Adam(weight_decay=1e-3),
     AdamW(),
 ]

@@ -44,11 +44,14 @@ def build_optimizer(
     raise AssertionError(f"no optimiser for {spec!r}")
 
 
-class RMSpropInsideRoot(torch.optim.RMSprop):
-    """Keras 3's rule: w -= rate * g / sqrt(v + eps), where v = alpha * v + (1 - alpha) * g^2."""
+class RMSpropInsideRoot(torch.optim.Optimizer):
+    """Keras 3's rule: w -= lr * g / sqrt(v + eps), where v = alpha * v + (1 - alpha) * g^2."""
+
+    def __init__(self, groups: list[dict], lr: float, alpha: float, eps: float) -> None:
+        super().__init__(groups, {"lr": lr, "alpha": alpha, "eps": eps})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
