@@ -373,8 +373,8 @@ def study_page(study: Study, outcomes: Sequence[Outcome]) -> str:
     table = text.markdown_table(header, rows)
     notes = (
         "Mean ± standard deviation over the runs of a point, and their range; loss, training accuracy (over the"
-        " epoch, dropout on) and time are means. Written from the run records in this folder by"
-        f" `cifarlab study {study.name}`."
+        " epoch, dropout on) and time are means. Times are wall-clock, beside whatever else the machine did. Written"
+        f" from the runs in this folder by `cifarlab study {study.name}`."
     )
     return "\n\n".join([*words, table.rstrip(), notes, f"![{study.title or study.name}](study.png)"]) + "\n"
 
