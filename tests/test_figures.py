@@ -17,8 +17,12 @@ from cifarlab.figures import (
     ORANGE,
     class_rows,
     confusion_matrix,
+    group_curves,
     learning_curves,
+    picture_blocks,
     picture_grid,
+    picture_probabilities,
+    predicted_pictures,
     save_figure,
 )
 
@@ -82,7 +86,7 @@ def test_curves_are_loss_above_accuracy_below_in_blue_and_orange() -> None:
     assert legend_names(figure) == ["train", "validation"]
     assert "vgg3, seed 0" in words(figure)
     assert "best epoch 37: 0.0676" in words(figure)
-    assert "best epoch 37: 98.38 %" in words(figure)
+    assert "epoch 37, of the lowest loss: 98.38 %" in words(figure)
     assert_nothing_is_cut(figure)
 
 
@@ -116,10 +120,46 @@ def test_a_test_set_used_as_validation_is_called_that(name: str) -> None:
     assert legend_names(figure) == ["train", "test (used as validation)"]
 
 
-def test_wild_first_epochs_do_not_press_the_curves_flat() -> None:
-    rows = metrics(100)
-    rows[0]["validation_loss"] = 5000.0
-    assert learning_curves(rows, title="t").axes[0].get_ylim()[1] < 10
+@pytest.mark.parametrize(("epochs", "wild"), [(3, 1), (12, 2), (100, 5)])
+def test_wild_epochs_do_not_press_the_curves_flat_and_are_told(epochs: int, wild: int) -> None:
+    rows = metrics(epochs)
+    for row in rows[:wild]:
+        row["validation_loss"] = 5000.0
+    figure = learning_curves(rows, title="t")
+    assert figure.axes[0].get_ylim()[1] < 10
+    assert [text for text in words(figure) if "off the scale: up to 5,000 at epoch 1" in text]
+    assert_nothing_is_cut(figure)
+
+
+def test_an_ordinary_fall_of_the_loss_is_shown_whole() -> None:
+    figure = learning_curves(metrics(100), title="t")
+    assert figure.axes[0].get_ylim()[1] > 2.5
+    assert not [text for text in words(figure) if "off the scale" in text]
+
+
+def test_groups_are_a_mean_and_a_band() -> None:
+    one, two, alone = metrics(5), metrics(7), metrics(9, validation=False)
+    for row in two:
+        row["validation_loss"] += 1.0
+    figure = group_curves({"a$_b": [one, two], "dense": [alone], "third": [metrics(2)]}, title="t", note="n")
+    loss = figure.axes[0]
+    assert legend_names(figure) == ["a$_b (2 runs)", "dense", "third"]
+    drawn = lines(loss)
+    np.testing.assert_allclose(
+        drawn["a$_b (2 runs)"].get_ydata(), [row["validation_loss"] + 0.5 for row in one]
+    )
+    np.testing.assert_allclose(drawn["dense"].get_ydata(), [row["train_loss"] for row in alone])
+    (band,) = loss.collections
+    heights = np.asarray(band.get_paths()[0].vertices)[:, 1]
+    assert (heights.min(), heights.max()) == (one[-1]["validation_loss"], two[0]["validation_loss"])
+    assert loss.get_ylabel() == "validation loss"
+    assert (
+        len({str(line._unscaled_dash_pattern) for line in drawn.values()}) == 3
+    )  # colour is not the only sign
+    assert_nothing_is_cut(figure)
+    two_groups = group_curves({"a": [one], "b" * 200: [two]}, title="t")
+    assert len(two_groups.axes[0].get_lines()) == 4  # training too
+    assert_nothing_is_cut(two_groups)
 
 
 def test_a_long_title_is_not_cut() -> None:
@@ -138,7 +178,7 @@ def test_the_grid_shows_the_first_pictures_with_their_names() -> None:
         np.testing.assert_array_equal(image.get_array(), pictures[index])
         assert image.get_interpolation() == "nearest"
     lefts, bottoms = [image.get_extent()[0] for image in shown], [image.get_extent()[2] for image in shown]
-    assert lefts[0] < lefts[1] < lefts[2] and lefts[3] == lefts[0] and bottoms[0] == bottoms[2] > bottoms[3]
+    assert lefts[0] < lefts[1] < lefts[2] and lefts[3] == lefts[0] and bottoms[0] == bottoms[2] < bottoms[3]
     assert [text.get_text() for text in axes.texts] == [CLASSES[label] for label in labels[:9]]
     assert_nothing_is_cut(figure)
     assert len(picture_grid(pictures[:2], labels[:2], CLASSES).axes[0].get_images()) == 2
@@ -181,6 +221,85 @@ def test_the_confusion_matrix_has_counts_in_cells_and_shares_as_colour() -> None
     np.testing.assert_allclose(axes.get_images()[0].get_array(), [[0.9, 0.1, 0], [0.25, 0.75, 0], [0, 0, 0]])
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("true class", "predicted class")
     assert_nothing_is_cut(figure)
+
+
+@pytest.mark.parametrize("many", [2, 3, 43])
+def test_any_number_of_classes_with_long_names_fits(many: int) -> None:
+    names = [f"a sign whose name is long, number {index}" for index in range(many)]
+    pictures, _ = images(24)
+    labels = np.arange(24) % many
+    predicted = (labels + np.arange(24) % 2) % many
+    for figure in (
+        predicted_pictures(pictures, labels, predicted, names, 3, 8, "t"),
+        class_rows(pictures, labels, names, 2, title="t"),
+        confusion_matrix(np.eye(many, dtype=int) * 12345, names, "t"),
+        picture_probabilities(pictures[:1], np.full((1, many), 1 / many), labels[:1], names, "t"),
+    ):
+        assert_nothing_is_cut(figure)
+        assert f"ber {many - 1 if many < 13 else 9}"[-4:] in " ".join(words(figure) + ticks(figure))
+
+
+def ticks(figure: Figure) -> list[str]:
+    return [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()]
+
+
+def test_predictions_are_told_by_colour_and_by_mark() -> None:
+    pictures, labels = images(4)
+    figure = predicted_pictures(pictures, labels, np.array([0, 2, 2, 0]), CLASSES, 2, 2, "t")
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == [
+        "✓ airplane", "(airplane)", "✗ bird", "(automobile)", "✓ bird", "(bird)", "✓ airplane", "(airplane)",
+    ]  # fmt: skip
+    assert [patch.get_edgecolor() == axes.patches[0].get_edgecolor() for patch in axes.patches] == [
+        True, False, True, True,
+    ]  # fmt: skip
+    assert_nothing_is_cut(figure)
+
+
+def test_a_picture_stands_beside_its_probabilities() -> None:
+    pictures, labels = images(2)
+    chances = np.array([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2]])
+    figure = picture_probabilities(pictures, chances, labels, CLASSES, "t")
+    assert len(figure.axes) == 4
+    for row in range(2):
+        picture, bars = figure.axes[2 * row], figure.axes[2 * row + 1]
+        np.testing.assert_array_equal(picture.get_images()[0].get_array(), pictures[row])
+        assert [bar.get_width() for bar in bars.patches] == list(chances[row])
+        assert [text.get_text() for text in bars.get_yticklabels()] == list(CLASSES)
+        assert bars.texts[row].get_text() == f"{100 * chances[row, row]:.1f} %  true class"
+    assert "✗ airplane" in words(figure) and "(automobile)" in words(figure)
+    many = np.arange(20) / 190
+    shown = picture_probabilities(pictures[:1], many[None], labels[:1], [f"c{i}" for i in range(20)]).axes[1]
+    assert [text.get_text() for text in shown.get_yticklabels()] == [f"c{i}" for i in range(19, 9, -1)]
+    assert "the 10 highest of 20" in shown.get_xlabel()
+
+
+def test_blocks_show_the_same_places_side_by_side() -> None:
+    pictures, _ = images(4)
+    figure = picture_blocks({"original": pictures, "augmented": 255 - pictures}, 2, 2, "t")
+    (axes,) = figure.axes
+    shown = axes.get_images()
+    assert [text.get_text() for text in axes.texts] == ["original", "augmented"]
+    for index in range(4):
+        left, right = shown[index], shown[4 + index]
+        np.testing.assert_array_equal(np.asarray(right.get_array()), 255 - np.asarray(left.get_array()))
+        assert (
+            left.get_extent()[2:] == right.get_extent()[2:] and left.get_extent()[0] < right.get_extent()[0]
+        )
+    assert_nothing_is_cut(figure)
+
+
+@pytest.mark.parametrize("format", ["png", "svg", "pdf"])
+def test_the_same_figure_is_the_same_file(tmp_path: Path, format: str) -> None:
+    pictures, labels = images(2)
+    for name in ("one", "two"):
+        save_figure(picture_grid(pictures, labels, CLASSES, 1, 2, "t"), tmp_path / f"{name}.{format}")
+    content = (tmp_path / f"one.{format}").read_bytes()
+    assert content == (tmp_path / f"two.{format}").read_bytes()
+    if format == "svg":
+        assert ">automobile<" in content.decode()  # text, not outlines
+    if format == "pdf":
+        assert b"/FontFile2" in content  # TrueType: text that can be searched
 
 
 def test_names_with_signs_of_mathematics_are_names(tmp_path: Path) -> None:

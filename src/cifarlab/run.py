@@ -23,6 +23,7 @@ from cifarlab.files import opened_for_update, sha256_of, write_atomic
 from cifarlab.recipe import Recipe, from_json
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor, nn
 
     from cifarlab.preparation import Preparation
@@ -363,14 +364,21 @@ class Run:
 
     def publish_curves(self) -> None:
         """Draw figures/learning-curves.png from the metrics."""
-        from cifarlab.figures import learning_curves, save_figure
+        from cifarlab.figures import save_figure
 
         self.curves_path.parent.mkdir(exist_ok=True)
-        validation = "test (used as validation)" if self.recipe.data.validation == "test" else "validation"
-        figure = learning_curves(
-            self.metrics, title=self.recipe.name, best_epoch=self.best_epoch, validation_name=validation
+        save_figure(self.draw_curves(), self.curves_path)
+
+    def draw_curves(self) -> "Figure":
+        """The learning curves of the finished epochs."""
+        from cifarlab.figures import learning_curves
+
+        return learning_curves(
+            self.metrics,
+            title=f"{self.recipe.name} on {self.data['name']}, seed {self.recipe.seed}",
+            best_epoch=self.best_epoch,
+            validation_name="test" if self.recipe.data.validation == "test" else "validation",
         )
-        save_figure(figure, self.curves_path)
 
     # Other stores of the metrics
 
