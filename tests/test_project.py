@@ -16,7 +16,14 @@ import typer
 import cifarlab
 from cifarlab.cli import app
 from cifarlab.recipe import override, parse_assignments
-from cifarlab.recipes import RECIPES, get_recipe
+from cifarlab.recipes import (
+    brownlee,
+    classification_notebook,
+    deep_learning_lab,
+    get_recipe,
+    six_convolutions,
+    trading,
+)
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -131,14 +138,24 @@ def test_the_reference_of_recipe_fields_is_what_the_types_say():
     assert not missing
 
 
-def test_the_first_write_up_is_documented_as_the_recipes_are():
-    text = (ROOT / "docs" / "systems" / "t1.md").read_text("utf-8")
+@pytest.mark.parametrize(
+    ("page", "source", "n"),
+    [
+        ("t1", brownlee, 9),
+        ("t2", six_convolutions, 1),
+        ("t3", deep_learning_lab, 1),
+        ("t4", trading, 4),
+        ("t5", classification_notebook, 4),
+    ],
+)
+def test_a_write_up_is_documented_as_its_recipes_are(page, source, n):
+    text = (ROOT / "docs" / "systems" / f"{page}.md").read_text("utf-8")
     rows = {
         row[0]: row[1:]
         for row in re.findall(r"^\| `(.+?)` \| .+? \| (.+?) \| (.+?) \| (.+?) \|$", text, flags=re.M)
     }
-    published = {name: recipe for name, recipe in RECIPES.items() if "Brownlee" in recipe.source}
-    assert set(rows) == set(published) and len(rows) == 9
+    published = {recipe.name: recipe for recipe in source.RECIPES if not recipe.name.startswith("vgg16")}
+    assert set(rows) == set(published) and len(rows) == n
     for name, recipe in published.items():
         assert recipe.published is not None and recipe.parameters is not None
         figures = f"{recipe.epochs}", f"{100 * recipe.published.accuracy:.3f}", f"{recipe.parameters:,}"

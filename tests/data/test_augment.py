@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cifarlab.data import augment as augment_module
 from cifarlab.data.augment import Draws, apply, cut_out, draw
 from cifarlab.recipe import Augment
 
@@ -149,6 +150,20 @@ def test_memory_format_and_dtype_of_the_input_do_not_matter(augment):
     planar = apply(images.contiguous(), draws)
     assert planar.is_contiguous()
     assert torch.equal(changed, planar) and torch.equal(changed, apply(images.float(), draws))
+
+
+@pytest.mark.parametrize(("height", "width"), [(128, 20), (129, 20), (20, 131)])
+def test_large_pictures_take_another_way_to_the_same_result(height, width, monkeypatch):
+    images = noise(3, height, width)
+    draws = draw(Augment(shift=0.2, zoom=0.1, flip=0.5), 3, height, width, seed=0)
+    assert draws is not None
+    taken = []
+    look_up = augment_module._look_up_lines
+    monkeypatch.setattr(augment_module, "_look_up_lines", lambda *given: taken.append(1) or look_up(*given))
+    changed = apply(images, draws)
+    assert len(taken) == (max(height, width) <= augment_module.LARGEST_FOR_LINES)
+    monkeypatch.setattr(augment_module, "LARGEST_FOR_LINES", 0 if taken else 1000)
+    assert torch.allclose(changed, apply(images, draws), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from cifarlab.recipe import Augment
 
+LARGEST_FOR_LINES = 128  # pixels a side
+
 
 @dataclass(frozen=True, eq=False)
 class Draws:
@@ -137,7 +139,10 @@ def _map_affinely(images: Tensor, draws: Draws) -> Tensor:
     height, width = images.shape[2:]
     rows, columns = _places(draws, height, width)
     if draws.angle is None:
-        return _look_up_lines(images, rows + (height - 1) / 2, columns + (width - 1) / 2)
+        y, x = rows + (height - 1) / 2, columns + (width - 1) / 2
+        if max(height, width) <= LARGEST_FOR_LINES:
+            return _look_up_lines(images, y, x)
+        return _look_up_places(images, y[:, :, None].repeat(1, 1, width), x[:, None, :].repeat(1, height, 1))
     cos, sin = draws.angle.cos()[:, None], draws.angle.sin()[:, None]
     y = (rows * cos + (height - 1) / 2)[:, :, None] - (columns * sin)[:, None, :]
     x = (rows * sin + (width - 1) / 2)[:, :, None] + (columns * cos)[:, None, :]
@@ -171,7 +176,8 @@ def _places(draws: Draws, height: int, width: int) -> tuple[Tensor, Tensor]:
 def _look_up_lines(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """The pictures at rows y (N, H) and columns x (N, W): one matrix product down, one across.
 
-    For pictures of up to some 100 pixels a side up to three times as fast as `_look_up_places` on a CPU.
+    Its cost grows with the third power of the side: up to three times as fast as `_look_up_places` on one CPU thread at
+    32 pixels a side, 1.4 times at 64, as fast at 128.
     """
     n, channels, height, width = images.shape
     pixels = images.permute(0, 2, 1, 3).contiguous().float()  # (N, H, C, W)
