@@ -51,8 +51,8 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, seed: int, epoch: int) -> None:
     """Ctrl-C as an epoch of a seed ends."""
     whole = group_training.fit
 
-    def fit(job, run, stop):
-        for event in whole(job, run, stop):
+    def fit(job, run, *rest):
+        for event in whole(job, run, *rest):
             yield event
             if isinstance(event, EpochDone) and (job.recipe.seed, event.row["epoch"]) == (seed, epoch):
                 os.kill(os.getpid(), signal.SIGINT)
