@@ -233,7 +233,7 @@ def test_every_recipe_can_be_frozen_but_for_its_head() -> None:
     for recipe in RECIPES.values():
         model = build_model(recipe.model, 10)
         factors = rate_factors(Finetune(block_factor=0.5), model)
-        assert factors["output.weight"] == 1.0
+        assert list(factors.values())[-1] == 1.0
         assert min(factors.values()) < 1.0
 
 

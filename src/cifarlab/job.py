@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from cifarlab import pretrained
 from cifarlab.data import Source, open_source
 from cifarlab.data.loader import WEIGHTS, BatchStream, derived_seed
 from cifarlab.data.splits import split_validation
@@ -98,18 +99,23 @@ def prepare(
     data: str | Source = "cifar10",
     data_dir: str | Path | None = None,
     resumed: Run | None = None,
+    *,
+    begin: bool = True,
 ) -> Job:
     """Open the data, cut validation, put pictures on the device, and build the network with its first weights.
 
     `data` is a name, looked for in `data_dir`, or a source that is open already. The job of a run that is `resumed`
-    gets its weights from the run's state: what they began with is not opened again.
+    gets its weights from the run's state: what they began with is not opened again, nor is it without `begin`.
 
     Raises:
         UserError: for data that is missing or damaged, a device that is not there, or a recipe that does not fit.
     """
     keep_freed_memory()
     device = choose_device(recipe.device)
-    base = None if resumed else open_base(recipe)
+    begins = begin and resumed is None
+    base = open_base(recipe) if begins else None
+    if begins and base is None and (weights := pretrained.wanted(recipe.model)):
+        pretrained.find(weights)  # their absence is told before anything long
     if isinstance(data, Source):
         source = data
     else:
@@ -144,7 +150,11 @@ def prepare(
     model = new_model(recipe, len(source.classes), (3, preparation.height, preparation.width), device)
     few = stream.images[:WHITENED_PICTURES].permute(0, 3, 1, 2)
     fit_whitening(model, preparation(few))
-    initial_weights = None if base is None else _begin_with(base, recipe, model, source.classes, preparation)
+    initial_weights = None
+    if base is not None:
+        initial_weights = _begin_with(base, recipe, model, source.classes, preparation)
+    elif begins:
+        initial_weights = pretrained.begin_with(model, recipe.model)
     _check_batches(recipe, len(chosen), model)
     _check_sizes(settings.training_sizes, model)
     return Job(

@@ -31,6 +31,7 @@ from cifarlab.errors import UserError
 from cifarlab.files import write_atomic
 from cifarlab.job import new_average, prepare
 from cifarlab.models.layers import Dropout, Flatten, SameConv2d
+from cifarlab.models.vgg16 import Upsample
 from cifarlab.recipe import Recipe, override
 from cifarlab.recipes import get_recipe
 from cifarlab.run import Run, Weights, check_out
@@ -488,6 +489,9 @@ def _layer_config(name: str, module: nn.Module) -> tuple[str, dict[str, Any]]:
             return "Dropout", {"rate": module.rate}
         case Flatten():
             return "Flatten", {}
+        case Upsample():
+            side = module.size
+            return "Resizing", {"height": side, "width": side, "interpolation": "bilinear"}
     raise UserError(
         f"no layer of Keras is known for {name} ({type(module).__name__}): write .weights.h5 instead"
     )
@@ -539,7 +543,7 @@ def import_keras(
     chosen = override(chosen, {"seed": seed, **(overrides or {})})
     content = _read_bytes(path)
     check_out(out)
-    job = prepare(chosen, data, data_dir)
+    job = prepare(chosen, data, data_dir, begin=False)
     weights = _load(content, path, job.model)
     job.model.load_state_dict(weights.tensors)
     record = {

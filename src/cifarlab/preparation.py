@@ -2,27 +2,39 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 Channels = tuple[float, float, float]
+ChannelOrder = Literal["rgb", "bgr"]
+
+# What ImageNet networks subtract and divide by: keras/src/applications/imagenet_utils.py, modes "caffe" and "torch".
+IMAGENET_BGR_MEAN: Channels = (103.939, 116.779, 123.68)
+IMAGENET_RGB_MEAN: Channels = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+IMAGENET_RGB_STD: Channels = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """(pixels - mean) / std, in pixel units 0..255, for RGB pictures of `height` x `width` pixels."""
+    """(pixels - mean) / std, in pixel units 0..255, for RGB pictures of `height` x `width` pixels.
+
+    With `channel_order` "bgr" the channels are turned round first, and `mean` and `std` are in that order.
+    """
 
     height: int
     width: int
     mean: Channels
     std: Channels
+    channel_order: ChannelOrder = "rgb"
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 or float (N, 3, H, W) in 0..255 -> float32 (N, 3, H, W), same device and memory format."""
         images = images.float()
+        if self.channel_order == "bgr":
+            images = images.flip(1)
         if any(self.mean):
             images = images - _per_channel(self.mean, images)
         return images / _per_channel(self.std, images)  # not in place: float pictures are the caller's
@@ -30,7 +42,11 @@ class Preparation:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Preparation":
         """Raises ValueError, KeyError or TypeError when `content` is not what `dataclasses.asdict` gave."""
-        return cls(content["height"], content["width"], _channels(content["mean"]), _channels(content["std"]))
+        order = content.get("channel_order", "rgb")  # runs of before there was another have none
+        if order not in get_args(ChannelOrder):
+            raise ValueError(f"channel_order {order!r}")
+        mean, std = _channels(content["mean"]), _channels(content["std"])
+        return cls(content["height"], content["width"], mean, std, order)
 
     @classmethod
     def from_training_images(cls, kind: str, images: np.ndarray) -> "Preparation":
@@ -41,6 +57,10 @@ class Preparation:
         height, width = images.shape[1:3]
         if kind == "scale":
             return cls(height, width, (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+        if kind == "imagenet-bgr":
+            return cls(height, width, IMAGENET_BGR_MEAN, (1.0, 1.0, 1.0), "bgr")
+        if kind == "imagenet-rgb":
+            return cls(height, width, IMAGENET_RGB_MEAN, IMAGENET_RGB_STD)
         mean, std = _pixel_statistics(images)
         if kind == "center":
             return cls(height, width, _channels(mean), (255.0, 255.0, 255.0))

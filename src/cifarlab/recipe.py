@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from cifarlab.errors import UserError, nearest, one_of
-from cifarlab.models.specs import MLP, VGG, Airbench, AlexNet, ModelSpec
+from cifarlab.models.specs import MLP, VGG, VGG16, Airbench, AlexNet, ModelSpec
 
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -44,10 +44,14 @@ class Published(Part):
 class Data(Part):
     """How pictures become inputs, and where validation pictures come from."""
 
-    preparation: Literal["scale", "center", "standardize", "standardize-channels"] = Field(
+    preparation: Literal[
+        "scale", "center", "standardize", "standardize-channels", "imagenet-bgr", "imagenet-rgb"
+    ] = Field(
         default="scale",
         description="scale: pixels / 255; center: minus each channel's mean as well; standardize: one mean and one"
-        " deviation over all training pixels and channels; standardize-channels: one of each for every channel",
+        " deviation over all training pixels and channels; standardize-channels: one of each for every channel;"
+        " imagenet-bgr: blue, green, red minus ImageNet's means, as Keras's VGG16 was trained; imagenet-rgb: minus"
+        " ImageNet's means, over its deviations, as torchvision's networks were trained",
     )
     validation: Literal["stratified", "first", "last", "none", "test", "fold"] = Field(
         default="stratified",
@@ -641,7 +645,7 @@ _KNOWN_AS = {
 _PARTS_BY_GROUP: dict[str, tuple[type[BaseModel], ...]] = {
     "optimizer": (SGD, RMSprop, Adam, AdamW, Muon),
     "schedule": (Constant, Step, InverseTime, Cosine, Cyclical, OneCycle, Linear, Plateau),
-    "model": (VGG, MLP, AlexNet, Airbench),
+    "model": (VGG, MLP, AlexNet, VGG16, Airbench),
 }
 _TAGS = {part.model_fields["name"].default for parts in _PARTS_BY_GROUP.values() for part in parts}
 

@@ -19,8 +19,10 @@ def layers_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def block_of(layer_name: str) -> str:
-    """`block5` of `block5_conv1`: what stands before the first `_` or `.`."""
-    return layer_name.replace(".", "_").partition("_")[0]
+    """`block5` of `block5_conv1`, `groups.1` of `groups.1.norms.0`."""
+    first, _, rest = layer_name.partition(".")
+    number = rest.partition(".")[0]
+    return f"{first}.{number}" if number.isdecimal() else first.partition("_")[0]
 
 
 def blocks_of(model: nn.Module) -> tuple[list[str], list[str]]:

@@ -17,6 +17,7 @@ from cifarlab.errors import UserError
 
 if TYPE_CHECKING:
     from cifarlab.data import Source
+    from cifarlab.recipe import Recipe
 
 BAR_WIDTH = 24
 
@@ -90,6 +91,18 @@ def open_source(name: str, data_dir: Path | None = None) -> Source:
 
     with _download_progress() as progress:
         return open_source(name, data_dir, progress)
+
+
+def fetch_weights(recipe: Recipe) -> None:
+    """The weights that the recipe's network begins with, fetched with a progress bar on stderr if they have to be."""
+    if getattr(recipe.model, "weights", None) is None or recipe.finetune.init_from is not None:
+        return
+    from cifarlab import pretrained
+
+    weights = pretrained.wanted(recipe.model)
+    if weights is not None:
+        with _download_progress() as progress:
+            pretrained.find(weights, progress)
 
 
 def _open_named(which: str, data_dir: Path | None) -> Source:

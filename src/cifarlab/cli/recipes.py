@@ -75,8 +75,10 @@ def show(
 
     chosen = get_recipe(recipe)
     from cifarlab.models import build_model, describe_model
+    from cifarlab.transfer import freeze_for_epoch
 
     model = build_model(chosen.model, CLASSES, INPUT_SHAPE)
+    freeze_for_epoch(chosen.finetune, model, 0)
     layers = describe_model(model, INPUT_SHAPE)
     if as_json:
         screen.write_json({"name": chosen.name, "layers": layers, "recipe": chosen.model_dump(mode="json")})
@@ -137,9 +139,11 @@ def _layer_table(layers: list[dict[str, Any]]) -> Any:
 
 
 def _totals(model: Any, layers: list[dict[str, Any]]) -> str:
-    trained = sum(tensor.numel() for tensor in model.parameters())
+    trained = sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad)
+    frozen = sum(tensor.numel() for tensor in model.parameters()) - trained
     kept = sum(tensor.numel() for tensor in model.buffers() if tensor.is_floating_point())
-    statistics = f", {trained + kept:,} with batch norm's running statistics" if kept else ""
+    statistics = f", {frozen:,} frozen" if frozen else ""
+    statistics += f", {trained + frozen + kept:,} with batch norm's running statistics" if kept else ""
     operations = sum(layer["multiply_adds"] for layer in layers)
     return f"{trained:,} parameters to train{statistics}\n{operations:,} multiply-adds a picture"
 

@@ -12,7 +12,7 @@ import typer
 
 from cifarlab import text
 from cifarlab.cli import screen
-from cifarlab.cli.data import DataDir, open_source
+from cifarlab.cli.data import DataDir, fetch_weights, open_source
 from cifarlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def train(
         check_out(out)
     if not plan:
         check_writers(log or [])
+    fetch_weights(chosen)
     source = open_source(data, data_dir)
     if in_group:
         from cifarlab.cli.train_group import train_group
@@ -282,7 +283,8 @@ def _beginning(job: Job) -> str | None:
     if job.initial_weights is None:
         return None
     new = ", ".join(job.initial_weights["new_layers"])
-    return f"the weights of {job.initial_weights['run']}" + (f"; new: {new}" if new else "")
+    where = job.initial_weights.get("run") or job.initial_weights["path"]
+    return f"the weights of {where}" + (f"; new: {new}" if new else "")
 
 
 def _parameters(job: Job) -> int:

@@ -44,12 +44,14 @@ class BatchFile:
 
 @dataclass(frozen=True)
 class Archive:
-    """One official archive and where it can be fetched."""
+    """One official file and where it can be fetched. `md5` counts only where no SHA-256 is known."""
 
     name: str
     size_bytes: int
-    sha256: str
+    sha256: str | None
     urls: tuple[str, ...]
+    md5: str | None = None
+    signature: bytes = b"\x1f\x8b"  # what the file begins with: gzip
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ holds.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import http.client
 import os
 import re
@@ -30,7 +31,6 @@ STALL_SECONDS = 20.0
 # nothing better is left, and only what hardly moves is given up.
 SLOW_BYTES_PER_SECOND = (50_000, 1_000, 1_000)
 CHUNK_BYTES = 1 << 16
-GZIP_MAGIC = b"\x1f\x8b"
 
 
 class _Interrupted(Exception):
@@ -48,13 +48,14 @@ def fetch(
     progress: Progress | None = None,
     opener: urllib.request.OpenerDirector | None = None,
     stall_seconds: float = STALL_SECONDS,
+    remedy: str = "--data demo works now, without a download",
 ) -> Path:
     """Fetch one of `archives`, whichever can be had, into `folder` and return its path.
 
     An unfinished archive is kept as NAME.part, and whichever mirror of that archive answers next goes on with
     it, in this process or a later one. A second process waits, and finds what the first one fetched.
     `progress(done_bytes, total_bytes, host)` is called as bytes arrive.
-    Raises UserError if no mirror could give the archive, or it cannot be written.
+    Raises UserError if no mirror could give the archive, with `remedy` as another way out, or it cannot be written.
     """
     opener = opener or make_opener()
     progress = progress or (lambda done_bytes, total_bytes, host: None)
@@ -84,7 +85,7 @@ def fetch(
             if _kept_bytes(folder, archives) <= before:
                 break
         kept = _kept_bytes(folder, archives)
-    raise UserError(_failure(title, archives, folder, failures, kept))
+    raise UserError(_failure(title, archives, folder, failures, kept, remedy))
 
 
 def make_opener(
@@ -139,7 +140,7 @@ class _Transfer:
         before, they may be the wrong ones, and the mirror is asked once more from the beginning."""
         for _ in range(2):
             start = self._complete()
-            if sha256_of(self.part) == self.archive.sha256:
+            if _has_its_checksum(self.part, self.archive):
                 return
             self.part.unlink()
             if start == 0:
@@ -159,7 +160,8 @@ class _Transfer:
             if response.length is not None and response.length != expected:
                 raise _Refused(f"offered {response.length:,} bytes instead of {expected:,}")
             first = response.read1(CHUNK_BYTES)
-            if start == 0 and first and not GZIP_MAGIC.startswith(first[:2]):
+            signature = self.archive.signature
+            if start == 0 and first and not signature.startswith(first[: len(signature)]):
                 raise _Refused("sent something else than the archive")
             self._write(response, start, first)
         return start
@@ -269,7 +271,15 @@ def _size_bytes(path: Path) -> int:
 
 
 def _is_whole(path: Path, archive: Archive) -> bool:
-    return path.is_file() and _size_bytes(path) == archive.size_bytes and sha256_of(path) == archive.sha256
+    return path.is_file() and _size_bytes(path) == archive.size_bytes and _has_its_checksum(path, archive)
+
+
+def _has_its_checksum(path: Path, archive: Archive) -> bool:
+    if archive.sha256 is not None:
+        return sha256_of(path) == archive.sha256
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+    return digest.hexdigest() == archive.md5
 
 
 def _reason(error: Exception) -> str:
@@ -286,7 +296,12 @@ def _reason(error: Exception) -> str:
 
 
 def _failure(
-    title: str, archives: Sequence[Archive], folder: Path, failures: dict[str, str], kept_bytes: int
+    title: str,
+    archives: Sequence[Archive],
+    folder: Path,
+    failures: dict[str, str],
+    kept_bytes: int,
+    remedy: str,
 ) -> str:
     tried = "; ".join(f"{urlsplit(url).hostname}: {why}" for url, why in failures.items())
     wanted = archives[0]
@@ -294,5 +309,5 @@ def _failure(
     return (
         f"{title} could not be fetched{kept}: {tried}. To go on, download {wanted.name} "
         f"({wanted.size_bytes:,} bytes) from {wanted.urls[0]} and put it in {folder}; "
-        "--data demo works now, without a download"
+        f"{remedy}"
     )

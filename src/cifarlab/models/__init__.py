@@ -25,8 +25,15 @@ def _families() -> dict[str, Callable[[Any, int, InputShape], "nn.Module"]]:
     from cifarlab.models.alexnet import build_alexnet
     from cifarlab.models.mlp import build_mlp
     from cifarlab.models.vgg import build_vgg
+    from cifarlab.models.vgg16 import build_vgg16
 
-    return {"airbench": build_airbench, "alexnet": build_alexnet, "mlp": build_mlp, "vgg": build_vgg}
+    return {
+        "airbench": build_airbench,
+        "alexnet": build_alexnet,
+        "mlp": build_mlp,
+        "vgg": build_vgg,
+        "vgg16": build_vgg16,
+    }
 
 
 def describe_model(model: "nn.Module", input_shape: InputShape = (3, 32, 32)) -> list[dict[str, Any]]:

@@ -108,8 +108,8 @@ def fit_whitening(model: nn.Module, images: Tensor) -> None:
 
 def freeze_whitening_bias(model: nn.Module, epoch: int) -> None:
     """Train the whitening layer's bias, where `model` has one, in its first epochs alone: the rest then costs less."""
-    if isinstance(model, AirbenchNet):
-        model.whiten.bias.requires_grad_(epoch < model.whitening_bias_epochs)
+    if isinstance(model, AirbenchNet) and epoch >= model.whitening_bias_epochs:
+        model.whiten.bias.requires_grad_(False)
 
 
 def build_airbench(spec: Airbench, classes: int, input_shape: tuple[int, int, int]) -> AirbenchNet:

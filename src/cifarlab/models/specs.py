@@ -110,4 +110,24 @@ class Airbench(Spec):
     )
 
 
-ModelSpec = Annotated[Union[VGG, MLP, AlexNet, Airbench], Field(discriminator="name")]
+class VGG16(Spec):
+    """VGG16's convolutional base (Simonyan and Zisserman, arXiv 1409.1556, configuration D) and a small head (T5).
+
+    13 convolutions in five blocks, for pictures of 32 pixels a side or more; then one hidden dense layer with ReLU.
+    """
+
+    name: Literal["vgg16"] = "vgg16"
+    weights: str | None = Field(
+        default="imagenet",
+        description="of the base, to begin with: imagenet (Keras's file), imagenet-torchvision, or the path of a file"
+        " (Keras's .h5, PyTorch's .pth, safetensors); none: random values",
+    )
+    upsample: Annotated[int, Field(ge=32, le=512)] | None = Field(
+        default=None,
+        description="pixels a side that pictures are enlarged to first, bilinearly; none: as they are",
+    )
+    dense: Width = Field(default=512, description="units of the hidden dense layer")
+    dense_dropout: Rate = Field(default=0.0, description="dropout rate after it")
+
+
+ModelSpec = Annotated[Union[VGG, MLP, AlexNet, VGG16, Airbench], Field(discriminator="name")]
