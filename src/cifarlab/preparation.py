@@ -42,10 +42,10 @@ class Preparation:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Preparation":
         """Raises ValueError, KeyError or TypeError when `content` is not what `dataclasses.asdict` gave."""
+        mean, std = _channels(content["mean"]), _channels(content["std"])
         order = content.get("channel_order", "rgb")  # runs of before there was another have none
         if order not in get_args(ChannelOrder):
             raise ValueError(f"channel_order {order!r}")
-        mean, std = _channels(content["mean"]), _channels(content["std"])
         return cls(content["height"], content["width"], mean, std, order)
 
     @classmethod
