@@ -267,6 +267,7 @@ def test_without_the_weights_it_is_said_where_they_are(
     assert not pretrained.available(VGG16())
     assert main(["train", "vgg16-frozen", "--data", "demo", "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
+    assert said.startswith("error: weights not available: ")
     assert pretrained.KERAS.name in said and pretrained.KERAS.urls[0] in said
     assert "--set model.weights=PATH" in said and "demo works" not in said
     assert not (tmp_path / "run").exists()

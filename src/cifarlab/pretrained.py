@@ -74,7 +74,10 @@ def find(weights: str, progress: Progress | None = None) -> Path:
     from cifarlab.data.download import fetch
 
     remedy = "or give its path with --set model.weights=PATH"
-    return fetch("The ImageNet weights of VGG16", [FILES[weights]], _folder(), progress, remedy=remedy)
+    try:
+        return fetch("the ImageNet file of VGG16", [FILES[weights]], _folder(), progress, remedy=remedy)
+    except UserError as error:
+        raise UserError(f"weights not available: {error}") from None
 
 
 def begin_with(model: nn.Module, spec: ModelSpec) -> dict[str, Any] | None:
