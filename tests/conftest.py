@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from cifarlab.run import Run
+
+if TYPE_CHECKING:
+    from tests.report_pages import Page
 
 SMALL = {
     "model.widths": [4, 8],
@@ -37,3 +41,17 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current directory is an empty one for the length of the test."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def single_report(demo_run: Run, tmp_path_factory: pytest.TempPathFactory) -> "Page":
+    from tests.report_pages import make_single
+
+    return make_single(demo_run, tmp_path_factory.mktemp("single-report"))
+
+
+@pytest.fixture(scope="session")
+def several_report(demo_run: Run, tmp_path_factory: pytest.TempPathFactory) -> "Page":
+    from tests.report_pages import make_several
+
+    return make_several(demo_run, tmp_path_factory.mktemp("several-report"))

@@ -1,67 +1,29 @@
 """The page as a file: what it says, and that it says it of anything that can be trained."""
 
-import contextlib
 import dataclasses
 import html
-import io
 import json
 import re
-import shutil
-from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
-from cifarlab import UserError, evaluate, evaluation, job, train
+from cifarlab import UserError, evaluate, evaluation, group_training, job, train
 from cifarlab.calibration import fit_temperature
 from cifarlab.cli import main
 from cifarlab.data import Source, Split, open_source
+from cifarlab.group_training import train_group
 from cifarlab.models.specs import MLP, VGG
-from cifarlab.recipe import Data
+from cifarlab.recipe import EMA, Data
 from cifarlab.report import charts, write_report
 from cifarlab.report.stress import sample
 from cifarlab.run import Run
 from cifarlab.statistics import proportion_interval
+from tests.report_pages import FEW, HOSTILE, Page, copied, page_of
 from tests.tiny import RECIPE
-
-FEW = 20
-HOSTILE = ("</script><script>alert(1)</script>", "<img src=x onerror=alert(2)>", '{{ 7 * 7 }} & "quoted"')
-
-
-@dataclasses.dataclass(frozen=True)
-class Page:
-    run: Run
-    path: Path
-    document: dict  # what the command prints with --json
-
-    @cached_property
-    def text(self) -> str:
-        return self.path.read_text("utf-8")
-
-    @cached_property
-    def data(self) -> dict:
-        found = re.search(r'<script type="application/json" id="data">(.*?)</script>', self.text, flags=re.S)
-        assert found
-        return json.loads(found[1])
-
-
-def page_of(*runs: Run, options: Sequence[str] = ("--sample", "0")) -> Page:
-    out = runs[0].path.parent / "report.html"
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        assert main(["report", *(str(run.path) for run in runs), "--out", str(out), "--json", *options]) == 0
-    return Page(runs[0], out, json.loads(printed.getvalue()))
-
-
-def copied(run: Run, to: Path) -> Run:
-    shutil.copytree(run.path, to)
-    return Run(to)
 
 
 @pytest.fixture
@@ -69,38 +31,11 @@ def run(demo_run: Run, tmp_path: Path) -> Run:
     return copied(demo_run, tmp_path / "run")
 
 
-@pytest.fixture(scope="module")
-def single(demo_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Page:
-    """The page of a run whose data has class names that try to be code."""
-    run = copied(demo_run, tmp_path_factory.mktemp("single") / "run")
-    data = json.loads((run.path / "data.json").read_text())
-    data["classes"][: len(HOSTILE)] = HOSTILE
-    (run.path / "data.json").write_text(json.dumps(data))
-    (run.path / "SHA256SUMS").unlink()
-    return page_of(run, options=("--sample", str(FEW)))
-
-
-@pytest.fixture(scope="module")
-def several(demo_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Page:
-    """Three runs: one, the weights of its last epoch as if they were its best, and one with its classes exchanged."""
-    folder = tmp_path_factory.mktemp("several")
-    runs = [copied(demo_run, folder / name) for name in ("run", "other", "third")]
-    shutil.copy(runs[1].path / "weights-last.safetensors", runs[1].path / "weights-best.safetensors")
-    weights = runs[2].path / "weights-best.safetensors"
-    with safe_open(weights, "numpy") as file:
-        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    tensors["output.bias"] = tensors["output.bias"][::-1].copy()
-    save_file(tensors, weights, metadata=header)
-    for run in runs[1:]:
-        (run.path / "SHA256SUMS").unlink()
-    return page_of(*runs, options=("--sample", "5"))
-
-
 def drawn_source(classes: int, height: int, width: int, n: int = 120) -> Source:
     """Noise of any size, in any number of classes."""
-    draws = np.random.default_rng(0)
 
     def read(split: str) -> Split:
+        draws = np.random.default_rng(len(split))
         images = draws.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
         return Split(images, np.arange(n) % classes)
 
@@ -108,47 +43,52 @@ def drawn_source(classes: int, height: int, width: int, n: int = 120) -> Source:
     return Source("noise", "a test", names, "sha256:0", read)  # type: ignore[arg-type]
 
 
-def test_it_says_what_evaluate_says(single: Page) -> None:
-    result = evaluate(single.run)
+def test_it_says_what_evaluate_says(single_report: Page) -> None:
+    result = evaluate(single_report.run)
     right = sum(result.confusion[k][k] for k in range(10))
     low, high = proportion_interval(right, result.n)
-    assert f"{100 * result.accuracy:.2f} % of the 2,000 test pictures of demo right" in single.text
-    assert f"{100 * low:.1f} to {100 * high:.1f} %" in single.text
-    for cell, (n, rate, indices) in single.data["cells"].items():
+    assert f"{100 * result.accuracy:.2f} % of the 2,000 test pictures of demo right" in single_report.text
+    assert f"{100 * low:.1f} to {100 * high:.1f} %" in single_report.text
+    for cell, (n, rate, indices) in single_report.data["cells"].items():
         true, predicted = map(int, cell.split(","))
         assert n == result.confusion[true][predicted] and rate == pytest.approx(n / 200, abs=1e-4)
-        for index in set(indices) & set(map(int, single.data["pictures"])):
-            picture = single.data["pictures"][str(index)]
+        for index in set(indices) & set(map(int, single_report.data["pictures"])):
+            picture = single_report.data["pictures"][str(index)]
             assert (picture["t"], picture["r"][0]["p"][0][0]) == (true, predicted)
-    assert sum(n for n, _, _ in single.data["cells"].values()) == 2000
-    assert single.document["runs"][0]["accuracy"] == result.accuracy
-    assert single.document["n_changed_pictures"] == FEW
+    assert sum(n for n, _, _ in single_report.data["cells"].values()) == 2000
+    assert single_report.document["runs"][0]["accuracy"] == result.accuracy
+    assert single_report.document["n_changed_pictures"] == FEW
 
 
-def test_one_file_that_asks_for_nothing_and_is_small(single: Page) -> None:
-    assert single.document["size_bytes"] == single.path.stat().st_size < 3_000_000
-    before_scripts = single.text.split('<script type="application/json"')[0]
+def test_one_file_that_asks_for_nothing_and_is_small(single_report: Page) -> None:
+    assert single_report.document["size_bytes"] == single_report.path.stat().st_size < 3_000_000
+    before_scripts = single_report.text.split('<script type="application/json"')[0]
     assert not re.findall(
         r"""(?:src|href|url)\s*[=(]\s*["']?(?!data:|#)[\w/]""",
         html.unescape(before_scripts).replace(HOSTILE[1], ""),
     )
-    assert "default-src 'none'" in single.text
-    assert single.text.count("<script") == 2
+    assert "default-src 'none'" in single_report.text
+    assert single_report.text.count("<script") == 2
 
 
-def test_a_report_is_a_recorded_use_of_the_test_set_but_not_of_validation(single: Page, run: Run) -> None:
-    assert [use["command"] for use in single.run.evaluations["test_set_uses"]] == ["evaluate", "report"]
+def test_a_report_is_a_recorded_use_of_the_test_set_but_not_of_validation(
+    single_report: Page, run: Run
+) -> None:
+    assert [use["command"] for use in single_report.run.evaluations["test_set_uses"]] == [
+        "evaluate",
+        "report",
+    ]
     page = page_of(run, options=("--sample", "0", "--split", "validation"))
     assert run.evaluations["test_set_uses"] == []
     assert "The test pictures were never opened" in page.text
     assert "the figure after it is flattering" in page.text
 
 
-def test_the_temperature_is_of_the_validation_pictures(single: Page) -> None:
-    stored = single.run.load_logits("validation")
+def test_the_temperature_is_of_the_validation_pictures(single_report: Page) -> None:
+    stored = single_report.run.load_logits("validation")
     assert stored is not None
     temperature = fit_temperature(stored[0]["logits-best"].numpy(), stored[0]["labels"].numpy())
-    assert f"a temperature of {temperature:.2f}, fitted on the validation pictures" in single.text
+    assert f"a temperature of {temperature:.2f}, fitted on the validation pictures" in single_report.text
 
 
 @pytest.mark.parametrize(
@@ -191,9 +131,9 @@ def test_any_number_of_classes_and_size_of_pictures(
     assert max(page.data["maps"][0]) <= 16
 
 
-def test_of_several_runs_it_shows_pictures_that_only_one_has_right(several: Page) -> None:
-    runs = [Run(several.run.path.parent / name) for name in several.data["runs"]]
-    assert several.data["runs"] == ["run", "other", "third"]
+def test_of_several_runs_it_shows_pictures_that_only_one_has_right(several_report: Page) -> None:
+    runs = [Run(several_report.run.path.parent / name) for name in several_report.data["runs"]]
+    assert several_report.data["runs"] == ["run", "other", "third"]
     answers = []
     for run in runs:
         tensors = run.load_logits("test")[0]  # type: ignore[index]
@@ -202,8 +142,11 @@ def test_of_several_runs_it_shows_pictures_that_only_one_has_right(several: Page
     right = [each == labels for each in answers]
     for a, b in ((0, 1), (1, 0), (0, 2), (2, 1)):
         only = int((right[a] & ~right[b]).sum())
-        assert f"{several.data['runs'][a]} right, {several.data['runs'][b]} wrong: {only:,}" in several.text
-    for index, picture in several.data["pictures"].items():
+        assert (
+            f"{several_report.data['runs'][a]} right, {several_report.data['runs'][b]} wrong: {only:,}"
+            in several_report.text
+        )
+    for index, picture in several_report.data["pictures"].items():
         shown = [each["p"][0][0] for each in picture["r"]]
         assert shown == [each[int(index)] for each in answers]
         assert len({each[int(index)] for each in right}) == 2
@@ -215,7 +158,7 @@ def test_more_runs_than_can_be_told_apart(run: Run) -> None:
 
 
 def test_different_validation_pictures_are_not_compared(run: Run, tmp_path: Path) -> None:
-    shutil.copytree(run.path, tmp_path / "other")
+    copied(run, tmp_path / "other")
     for changed, message in (
         ({"validation_indices": [1]}, "different validation pictures"),
         ({"checksum": "x"}, "different data"),
@@ -278,3 +221,29 @@ def test_many_points_are_thinned_to_a_drawing_of_the_same_ends() -> None:
     assert len(chart.lines[0].path) < 8_000
     assert chart.lines[0].path.endswith(f"L{chart.right:g} {chart.lines[0].path.rsplit(' ', 1)[1]}")
     assert len(chart.table) <= 28 and chart.table[-1][0] == "9999"
+
+
+def test_labels_are_judged_out_of_fold_where_folds_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every label of the training set is right but three, and the network sees through them."""
+    source = drawn_source(2, 8, 8)
+    wrong = [10, 51, 90]
+
+    def read(split: str) -> Split:
+        content = source.load(split)  # type: ignore[arg-type]
+        content.images[content.labels == 1] = 255 - content.images[content.labels == 1] // 4
+        content.images[content.labels == 0] //= 4
+        if split == "train":
+            content.labels[wrong] = 1 - content.labels[wrong]
+        return content
+
+    drawn = dataclasses.replace(source, read=read)
+    for module in (job, evaluation, group_training):
+        monkeypatch.setattr(module, "open_source", lambda *_: drawn)
+    changes = {"model": MLP(widths=(8,)), "epochs": 8, "data": Data(), "ema": EMA()}
+    runs = train_group(RECIPE.model_copy(update=changes), folds=3, data="demo", out=tmp_path / "folds")
+    for page in (page_of(runs[0]), page_of(*runs)):
+        part = page.text.split('id="labels-title"')[1].split("</section>")[0]
+        assert "(3 folds) which was not trained on it" in part
+        assert sorted(map(int, re.findall(r'alt="picture (\d+), labelled', part))) == wrong

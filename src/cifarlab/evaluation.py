@@ -148,6 +148,15 @@ def open_pictures(
     return images
 
 
+def open_training_pictures(run: Run, data_dir: str | Path | None = None) -> np.ndarray:
+    """Every training picture, uint8 (N, H, W, 3), validation's among them, in the order of the data set's files.
+
+    Raises:
+        UserError: as `open_pictures`.
+    """
+    return _same_data(run, data_dir).load("train").images
+
+
 def measure(
     run: Run, split: str, weights: str, logits: Tensor, labels: Tensor, *, reused: bool
 ) -> Evaluation:

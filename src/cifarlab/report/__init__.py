@@ -75,9 +75,9 @@ def write_report(
             progress(done, total)
 
     if len(judged) == 1:
-        page = page_of_one(judged[0], chosen, looked_at)
+        page = page_of_one(judged[0], chosen, looked_at, data_dir)
     else:
-        page = page_of_several(judged, chosen, looked_at)
+        page = page_of_several(judged, chosen, looked_at, data_dir)
     content = page.encode()
     write_atomic(Path(out), content)
     return Written(

@@ -1,16 +1,23 @@
 """What the network answers: by class, confusions, how true its probabilities are, and which pictures to look at."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from scipy.special import softmax
 
 from cifarlab import text
 from cifarlab.calibration import Calibration, fit_temperature, measure_calibration
+from cifarlab.errors import UserError
+from cifarlab.evaluation import open_training_pictures
 from cifarlab.label_errors import find_label_errors
+from cifarlab.out_of_fold import FILE as OUT_OF_FOLD
+from cifarlab.out_of_fold import load_out_of_fold
 from cifarlab.report.charts import Chart, Series, as_percent, line_chart
 from cifarlab.report.judged import Judged
+from cifarlab.report.pictures import as_uri
 from cifarlab.statistics import proportion_interval
 
 SHOWN = 18  # pictures in a row of mistakes or hits
@@ -74,11 +81,13 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Doubtful:
-    """Pictures whose label is probably wrong."""
+    """Pictures whose label is probably wrong: of the page's split, or of the training set, with images of their own."""
 
     n: int
     sentence: str
     pictures: tuple[Shown, ...]
+    images: dict[int, str] | None = None
+    folds: int = 0
 
 
 def class_rows(judged: Judged) -> list[ClassRow]:
@@ -181,14 +190,30 @@ def with_temperature(judged: Judged) -> Calibration | None:
     return measure_calibration(judged.logits, judged.labels, fit_temperature(*judged.held_out))
 
 
-def doubtful_labels(judged: Judged) -> Doubtful:
-    found = find_label_errors(judged.probabilities, judged.labels)
-    classes = judged.run.classes
+def doubtful_labels(judged: Judged, data_dir: str | Path | None) -> Doubtful:
+    """Of every training picture where the run is a fold of a cross-validation, else of the page's split."""
+    run = judged.run
+    if run.recipe.data.validation != "fold" or not (run.path.parent / OUT_OF_FOLD).is_file():
+        return _doubtful(judged.probabilities, judged.labels, run.classes)
+    answers = load_out_of_fold(run.path.parent)
+    if answers.data != run.data["checksum"]:
+        raise UserError(f"{run.path.parent / OUT_OF_FOLD} is of other data than {run.path}")
+    found = _doubtful(softmax(answers.logits.double().numpy(), axis=1), answers.labels.numpy(), run.classes)
+    images = open_training_pictures(run, data_dir)
+    return replace(
+        found,
+        images={picture.index: as_uri(images[picture.index]) for picture in found.pictures},
+        folds=int(answers.fold.max()) + 1,
+    )
+
+
+def _doubtful(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Doubtful:
+    found = find_label_errors(probabilities, labels)
     pictures = tuple(
         Shown(
             int(index),
-            (f"labelled {classes[judged.labels[index]]}", f"{classes[suggested]}?"),
-            f"picture {index}, labelled {classes[judged.labels[index]]}, probably {classes[suggested]}",
+            (f"labelled {classes[labels[index]]}", f"{classes[suggested]}?"),
+            f"picture {index}, labelled {classes[labels[index]]}, probably {classes[suggested]}",
         )
         for index, suggested in zip(found.indices[:SHOWN], found.suggested[:SHOWN], strict=True)
     )

@@ -71,7 +71,9 @@ def _notes(run: Run, evaluation: Evaluation) -> list[str]:
             f"The source reports {text.percent(published.accuracy, 2)} on its {published.split} set after"
             f" {text.count(published.epochs, 'epoch')}."
         )
-    if not run.is_complete:
+    if run.imported is not None and not run.metrics:
+        notes.append("The weights were imported; nothing was trained here.")
+    elif not run.is_complete:
         notes.append(f"The training is not finished: {len(run.metrics)} of {run.recipe.epochs} epochs.")
     return notes
 
