@@ -215,7 +215,9 @@ def _doubtful(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[s
             (f"labelled {classes[labels[index]]}", f"{classes[suggested]}?"),
             f"picture {index}, labelled {classes[labels[index]]}, probably {classes[suggested]}",
         )
-        for index, suggested in zip(found.indices[:SHOWN], found.suggested[:SHOWN], strict=True)
+        for index, suggested in zip(
+            found.indices[:SHOWN].tolist(), found.suggested[:SHOWN].tolist(), strict=True
+        )
     )
     n = len(found.indices)
     if n == 0:
