@@ -209,16 +209,11 @@ def doubtful_labels(judged: Judged, data_dir: str | Path | None) -> Doubtful:
 
 def _doubtful(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Doubtful:
     found = find_label_errors(probabilities, labels)
-    pictures = tuple(
-        Shown(
-            int(index),
-            (f"labelled {classes[labels[index]]}", f"{classes[suggested]}?"),
-            f"picture {index}, labelled {classes[labels[index]]}, probably {classes[suggested]}",
-        )
-        for index, suggested in zip(
-            found.indices[:SHOWN].tolist(), found.suggested[:SHOWN].tolist(), strict=True
-        )
-    )
+    pictures = []
+    for index, suggested in zip(found.indices[:SHOWN], found.suggested[:SHOWN], strict=True):
+        label, other = classes[int(labels[index])], classes[int(suggested)]
+        words = f"picture {index}, labelled {label}, probably {other}"
+        pictures.append(Shown(int(index), (f"labelled {label}", f"{other}?"), words))
     n = len(found.indices)
     if n == 0:
         return Doubtful(0, "The network contradicts no label with confidence.", ())
@@ -227,7 +222,7 @@ def _doubtful(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[s
         f"{text.count(n, 'picture')} look confidently like another class than their label says. Were the network to be"
         f" trusted in this, {share} of the labels would be wrong. The {len(pictures)} most doubtful:"
     )
-    return Doubtful(n, sentence, pictures)
+    return Doubtful(n, sentence, tuple(pictures))
 
 
 def _shown(judged: Judged, indices: Iterable[int]) -> tuple[Shown, ...]:
