@@ -341,6 +341,13 @@ class Run:
         if old:
             self._set_sums(dict.fromkeys(old))
 
+    def keep_record_only(self) -> None:
+        """Delete weights and resume state: what is left tells what the training was and gave, and cannot go on."""
+        names = [STATE, *(path.name for path in self.path.glob("*.safetensors"))]
+        self._set_sums(dict.fromkeys(names))
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
     def publish(self, rows: list[Row], weights: dict[str, "Tensor"], header: dict[str, Any]) -> None:
         """Write what people and other commands read: weights (best and last), metrics as JSON lines and as CSV.
 

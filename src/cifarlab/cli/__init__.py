@@ -27,6 +27,7 @@ from cifarlab.cli import (
     reproduce,
     study,
     train,
+    tune,
 )
 from cifarlab.errors import CifarlabError, Interrupted, UserError, nearest
 from cifarlab.text import one_line
@@ -92,6 +93,8 @@ for verb, summary in (
     (keras.export_keras, "Write a run's weights for Keras."),
     (reproduce.reproduce, "Train what was published, and compare."),
     (study.study, "Train a recipe with fields at other values."),
+    (tune.lr_find, "Find a learning rate for a recipe."),
+    (tune.tune, "Search for good settings of a recipe."),
 ):
     app.command(short_help=summary)(verb)
 

@@ -102,7 +102,7 @@ def train(
         "finetune.init_from": None if init_from is None else json.dumps(str(init_from)),
         "finetune.freeze": json.dumps(freeze) if freeze else None,
     }
-    chosen = override(chosen, _overrides(options, settings or []))
+    chosen = override(chosen, overrides_of(options, settings or []))
     if chosen.finetune.init_from is not None:
         Run(chosen.finetune.init_from)  # its absence is told before any data are fetched
     in_group = seeds is not None or folds is not None
@@ -193,7 +193,7 @@ def resume(
     _follow(console, job, lambda: opened, names, as_json)
 
 
-def _overrides(options: dict[str, str | None], settings: list[str]) -> dict[str, Any]:
+def overrides_of(options: dict[str, str | None], settings: list[str]) -> dict[str, Any]:
     """Options and --set as one set of fields, so that every mistake in them is told at once."""
     from cifarlab.recipe import parse_assignments
 

@@ -8,6 +8,7 @@ from cifarlab.figures.curves import group_curves, learning_curves
 from cifarlab.figures.grids import class_rows, picture_blocks, picture_grid, predicted_pictures
 from cifarlab.figures.intervals import Interval, intervals
 from cifarlab.figures.probabilities import picture_probabilities
+from cifarlab.figures.search import range_test_figure, search_figure
 from cifarlab.figures.settings import values_against
 from cifarlab.figures.style import BLUE, ORANGE, save_figure
 
@@ -24,6 +25,8 @@ __all__ = [
     "picture_grid",
     "picture_probabilities",
     "predicted_pictures",
+    "range_test_figure",
     "save_figure",
+    "search_figure",
     "values_against",
 ]
