@@ -355,3 +355,23 @@ def test_the_plan_counts_what_is_computed_once(base: Run) -> None:
     expected = estimate(job)
     assert expected.elapsed_seconds > expected.seconds_per_epoch * recipe.epochs
     assert not changed_layers(before, job.model.state_dict())
+
+
+def test_kept_features_are_of_these_weights_and_pictures_alone() -> None:
+    def name(pictures: int = 0, **changes: Any) -> str:
+        given = {
+            "finetune.freeze": "block*",
+            **{key.replace("__", "."): value for key, value in changes.items()},
+        }
+        job = training.prepare(training.override(RECIPE, {**BASE, **CALM_NET, **given}), "demo")
+        layers = features.cacheable_layers(job)
+        return features._kept_file(job, layers, job.stream.images[pictures : pictures + 50], True).name
+
+    assert name() == name(optimizer__learning_rate=0.1)
+    others = [
+        name(seed=1),
+        name(pictures=50),
+        name(data__preparation="scale"),
+        name(device__precision="bfloat16"),
+    ]
+    assert len({name(), *others}) == 5
