@@ -183,6 +183,17 @@ def test_a_mistake_is_one_line(
     message = mistake(capsys, *arguments)
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize("command", ["evaluate", "resume"])
+def test_a_group_where_one_run_is_wanted_names_a_run(
+    capsys: pytest.CaptureFixture[str], in_empty_folder: Path, command: str
+) -> None:
+    for seed in ("seed-1", "seed-0"):
+        run = in_empty_folder / "group" / seed
+        run.mkdir(parents=True)
+        (run / "recipe.json").touch()
+    assert mistake(capsys, command, "group").endswith("it holds runs: give one of them, as group/seed-0\n")
     assert list(in_empty_folder.iterdir()) == []
 
 

@@ -115,7 +115,10 @@ def test_the_changed_pictures_are_those_of_training() -> None:
         ("pictures --out nowhere/x.png", "there is no folder nowhere"),
         ("confusion --out x.png", "is of a run"),
         ("confusion {run} {run} --out x.png", "is of one run, 2 given"),
-        ("pictures {run} --out x.png", "is of a data set, not of a run"),
+        (
+            "pictures {run} --out x.png",
+            "is of a data set, not of a run: leave {run} out; --data says which data set",
+        ),
         (
             "confusion {run} --rows 3 --out x.png",
             "--rows is not for the figure confusion; its options: --split",
@@ -132,5 +135,6 @@ def test_mistakes(
     before = set(in_empty_folder.iterdir())
     assert draw(*arguments.format(run=run.path).split()) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and part in captured.err
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert part.format(run=run.path) in captured.err
     assert set(in_empty_folder.iterdir()) == before

@@ -110,7 +110,11 @@ class Run:
         if not self.path.exists():
             raise UserError(f"there is no run at {self.path}")
         if not is_run(self.path):
-            raise UserError(f"{self.path} is not a run: it has no {RECIPE}")
+            inside = (
+                sorted(child for child in self.path.iterdir() if is_run(child)) if self.path.is_dir() else []
+            )
+            some = f"; it holds runs: give one of them, as {inside[0]}" if inside else ""
+            raise UserError(f"{self.path} is not a run: it has no {RECIPE}{some}")
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"

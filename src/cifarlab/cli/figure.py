@@ -151,7 +151,8 @@ def _draw(name: str, paths: list[Path], given: dict[str, Any]) -> Figure:
 def _draw_data(name: str, draw: Callable[..., Figure], paths: list[Path], given: dict[str, Any]) -> Figure:
     if paths:
         raise UserError(
-            f"the figure {name} is of a data set, not of a run: leave {paths[0]} out, or give --data"
+            f"the figure {name} is of a data set, not of a run: leave {paths[0]} out; --data says "
+            "which data set"
         )
     _check_options(name, draw, given, "data", "data_dir")
     if name == "augmented" and "recipe" not in given:
