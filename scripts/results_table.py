@@ -10,6 +10,7 @@ A page has its table between two comments; with `of NAME` it is of the recipes i
 """
 
 import importlib
+import os
 import re
 import sys
 from pathlib import Path
@@ -44,6 +45,7 @@ def with_table(place: re.Match[str], page: Path) -> str:
 
 
 def main() -> int:
+    os.environ["XDG_CACHE_HOME"] = os.devnull  # the pages do not depend on what this machine has fetched
     stale = {
         page: text for page, text in pages().items() if not page.exists() or page.read_text("utf-8") != text
     }

@@ -12,7 +12,7 @@ from cifarlab.models import build_model, describe_model
 from cifarlab.models.airbench import AirbenchNet, Whitening, freeze_whitening_bias
 from cifarlab.models.specs import Airbench
 from cifarlab.optim import build_optimizer, orthogonalise, set_learning_rate
-from cifarlab.recipe import Data, Linear, Loss, Muon
+from cifarlab.recipe import Data, Linear, Loss, Muon, override
 from cifarlab.recipes import get_recipe
 from cifarlab.training import EpochDone, fit, reopen, start, train_step
 from tests.tiny import RECIPE, tiny_source
@@ -87,6 +87,16 @@ def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int,
     assert singular.min() > 0.3 and singular.max() < 1.3
     nearest = left @ right
     assert (result * nearest).sum() / (result.norm() * nearest.norm()) > 0.95
+
+
+def test_muon_is_for_filters_alone_whatever_the_rates() -> None:
+    rate = 0.24
+    groups = build_optimizer(
+        Muon(learning_rate=rate, head_learning_rate=rate), build_model(SMALL.model, 3), torch.device("cpu")
+    ).param_groups
+    assert [group["orthogonalise_steps"] > 0 for group in groups] == [True, False, False]
+    with pytest.raises(UserError, match=r"finetune\.block_factor is not for optimizer\.name=muon"):
+        override(get_recipe("airbench94"), {"finetune.block_factor": 0.5})
 
 
 def test_muon_steps_are_those_of_the_published_code() -> None:

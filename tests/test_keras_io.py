@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import zipfile
 from pathlib import Path
 
@@ -202,6 +203,25 @@ def test_odd_content(value, message, keras_2_file):
     with pytest.raises(UserError, match=message) as caught:
         load_keras(keras_2_file, network())
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_what_a_link_names_is_not_even_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # to open it is to wait for ever
+    with h5py.File(tmp_path / "model.weights.h5", "w") as file:
+        file.create_group("layers/dense")["vars"] = h5py.ExternalLink(str(tmp_path / "pipe"), "/")
+        file["model_weights"] = h5py.ExternalLink(str(tmp_path / "pipe"), "/")
+
+    def too_late(*_: object) -> None:
+        raise AssertionError("it was opened")
+
+    before = signal.signal(signal.SIGALRM, too_late)
+    signal.alarm(20)
+    try:
+        with pytest.raises(UserError):
+            load_keras(tmp_path / "model.weights.h5", network())
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_values_in_another_file_are_not_read(keras_2_file, tmp_path):

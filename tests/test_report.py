@@ -16,7 +16,7 @@ from cifarlab.calibration import fit_temperature
 from cifarlab.cli import main
 from cifarlab.data import Source, Split, open_source
 from cifarlab.group_training import train_group
-from cifarlab.models.specs import MLP, VGG
+from cifarlab.models.specs import MLP, VGG, Airbench
 from cifarlab.recipe import EMA, Data
 from cifarlab.report import charts, write_report
 from cifarlab.report.stress import sample
@@ -113,6 +113,12 @@ def test_without_validation_or_convolutions(tmp_path: Path, validation, said) ->
     assert "No temperature is fitted" in page.text
     assert "no Grad-CAM" in page.text and page.data["maps"] == [None]
     assert "32×32 pixels" in page.text  # the first dense layer, as pictures
+
+
+def test_a_network_that_begins_with_a_whitening_layer(tmp_path: Path) -> None:
+    changes = {"model": Airbench(widths=(4,)), "epochs": 1, "batch_size": 500}
+    page = page_of(train(RECIPE.model_copy(update=changes), data="demo", out=tmp_path / "run"))
+    assert "24 filters of the convolution whiten, 2×2 pixels" in page.text
 
 
 @pytest.mark.parametrize(("classes", "height", "width"), [(2, 16, 20), (30, 50, 44)])

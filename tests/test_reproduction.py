@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cifarlab import Run, data, evaluation
+from cifarlab import Run, data, evaluation, pretrained
 from cifarlab import job as job_module
 from cifarlab.claims import CLAIMS, Check, Claim, Side
 from cifarlab.claims import test_claims as judge_claims
@@ -128,7 +128,7 @@ def test_an_entry_has_the_runs_of_one_length(tmp_path: Path, wave: Callable[...,
         "100 of 100",
         "67.33 ± 1.53",
         "no",
-        "1 core, a processor",
+        "a processor, 1 thread",
         "3 min 20 s",
     ]
 
@@ -185,11 +185,19 @@ def test_far_below_is_a_mistake_until_shown_otherwise(
     assert [entry.far_below for entry in entries] == [True, False]
 
 
-def test_the_page_has_every_published_recipe(tmp_path: Path) -> None:
+def test_the_page_has_every_published_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     page = results_page(read_results(tmp_path, published_recipes())[0])
     for recipe in RECIPES.values():
         assert (f"`{recipe.name}`" in page) == (recipe.published is not None)
-    assert page.count("not run |") == len(published_recipes())
+    assert page.count("| not run |") == len(published_recipes()) - 1
+    assert page.count("| weights not available |") == 1
+
+    weights = pretrained.FILES["imagenet"].name
+    (tmp_path / "cifarlab" / "weights").mkdir(parents=True)
+    (tmp_path / "cifarlab" / "weights" / weights).touch()
+    (entry,) = read_results(tmp_path, [RECIPES["vgg16-frozen"]])[0]
+    assert entry.verdict == "not run"
 
 
 def test_the_repositorys_record_says_the_same_twice() -> None:
@@ -220,7 +228,7 @@ def test_the_claims_are_the_twelve_and_name_what_there_is(tmp_path: Path) -> Non
     for side in sides:
         if side.folder.split("/")[0] in folders:
             assert side.folder in paths
-        elif not side.folder.startswith("vgg16-"):  # needs weights that are not here
+        else:
             assert side.folder in RECIPES
     assert {side.folder for side in sides if "batch" in side.folder} == {
         path for path in paths if "batch" in path
@@ -268,6 +276,21 @@ def test_a_claim_needs_three_seeds_that_both_sides_have(
     ]
     record(tmp_path, "cnn4", 3, wave(10, 0.6))
     assert checked(tmp_path, more).verdict == "holds"  # every pair differs by as much
+
+
+def test_the_claim_about_transfer_is_tested_where_its_runs_are(
+    tmp_path: Path, wave: Callable[..., list[float]]
+) -> None:
+    def claim_12() -> Any:
+        return next(each for each in judge_claims(tmp_path) if each.claim.number == 12)
+
+    for seed in range(3):
+        record(tmp_path, "cnn4", seed, wave(10, 0.6 + 0.001 * seed))
+    assert claim_12().verdict == "not tested"
+    for seed in range(3):
+        record(tmp_path, "vgg16-frozen", seed, wave(10, 0.5))
+        record(tmp_path, "vgg16-finetune", seed, wave(10, 0.8))  # nothing is published of it
+    assert [result.verdict for result in claim_12().results] == ["holds", "holds"]
 
 
 def test_different_lengths_are_tested_as_published_and_at_equal_epochs(

@@ -1,16 +1,19 @@
 """MLflow and Weights & Biases, the real libraries with a local store: every epoch once, whatever happens meanwhile."""
 
 import importlib.util
+import io
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from cifarlab import Run, UserError, training
 from cifarlab import job as job_module
 from cifarlab.cli import main
+from cifarlab.progress import follow
 from cifarlab.training import EpochDone, Notice
 from cifarlab.writers import check_writers
 from tests.tiny import RECIPE, tiny_source
@@ -27,6 +30,12 @@ def stopped_after_one_epoch(out: Path, log: list[str]) -> Run:
     next(event for event in events if isinstance(event, EpochDone))
     events.close()
     return Run(out)
+
+
+def test_a_message_of_a_library_is_shown_as_it_is() -> None:
+    shown = io.StringIO()
+    follow([Notice("pip install mlflow[extras]")], RECIPE, Console(file=shown, width=80))
+    assert shown.getvalue() == "note: pip install mlflow[extras]\n"
 
 
 def test_mlflow_has_every_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

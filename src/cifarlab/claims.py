@@ -271,7 +271,11 @@ CLAIMS = (
         "A frozen VGG16 does not improve on a small CNN trained from scratch; unfreezing changes that",
         (
             _no_more(Side("cnn4"), Side("vgg16-frozen"), "vgg16-frozen against cnn4, less than a point more"),
-            _more(Side("cnn4"), Side("vgg16-finetune"), "vgg16-finetune against cnn4"),
+            _more(
+                Side("cnn4", "validation accuracy"),
+                Side("vgg16-finetune", "validation accuracy"),
+                "vgg16-finetune against cnn4",
+            ),
         ),
         remark="Both VGG16 recipes need ImageNet weights: without them there are no runs.",
     ),
@@ -295,6 +299,11 @@ class CheckResult:
         if self.check.low <= low and high <= self.check.high:
             return "holds"
         return "does not hold" if high < self.check.low or low > self.check.high else "not decided"
+
+    @property
+    def interval(self) -> list[float] | None:
+        found = self.found
+        return None if found is None or found.low is None or found.high is None else [found.low, found.high]
 
     @property
     def sentence(self) -> str:
@@ -342,7 +351,7 @@ class Tested:
             {
                 "check": result.check.text,
                 "difference": result.found and result.found.mean,
-                "interval": result.found and [result.found.low, result.found.high],
+                "interval": result.interval,
                 "n": result.found.n_b if result.found else None,
                 "verdict": result.verdict,
                 "sentence": result.sentence,
@@ -367,8 +376,8 @@ def test_claims(results: Path, claims: Sequence[Claim] = CLAIMS) -> list[Tested]
 
 
 def runs_by_folder(results: Path) -> dict[str, dict[int, Run]]:
-    """The finished runs of published recipes and of the studies, by folder in `results` and by seed."""
-    wanted = {recipe.name: recipe for recipe in published_recipes()}
+    """The finished runs of the recipes and of the studies, by folder in `results` and by seed."""
+    wanted = dict(RECIPES)
     for name in STUDIES:
         for _, (planned,) in plan_study(load_study(name), Path(f"study-{name}"), seeds=1):
             wanted[str(planned.path.parent)] = planned.recipe
@@ -397,14 +406,15 @@ def _values(side: Side, runs: Mapping[str, Mapping[int, Run]]) -> dict[int, floa
 def _value(side: Side, run: Run) -> float | None:
     """The side's quantity of one run; None where the run is too short, or was not evaluated."""
     recipe = RECIPES.get(side.folder)
-    end = side.epoch or (published_of(recipe).epochs if recipe else run.recipe.epochs)
+    published = recipe.published if recipe else None
+    end = side.epoch or (published.epochs if published else run.recipe.epochs)
     rows = run.metrics[:end]
     if len(rows) < end:
         return None
     window = rows[-side.window_epochs :]
     match side.quantity:
         case "accuracy":
-            return accuracy_at(run, published_of(recipe).split, end) if recipe else None
+            return accuracy_at(run, published.split, end) if published else None
         case "validation accuracy":
             return fmean(row["validation_accuracy"] for row in window)
         case "validation loss":

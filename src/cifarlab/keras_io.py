@@ -165,10 +165,20 @@ def _weights_in_zip(content: bytes, path: Path, model: nn.Module) -> bytes:
 
 def _layers(file: "h5py.File") -> tuple[bool, list[_Layer]]:
     """Whether the layout is the legacy one, and the layers that have weights."""
-    root = _member(file, "model_weights") if "model_weights" in file else file
+    root = _member(file, "model_weights") if _has(file, "model_weights") else file
     if "layer_names" in root.attrs or "layer_names0" in root.attrs:
         return True, _legacy_layers(root)
     return False, list(_layers_by_class(file))
+
+
+def _has(group: Any, name: str) -> bool:
+    """Whether `group` has a member of that name in its own file. `in` would follow a link and open what it names."""
+    from h5py import Group, h5l  # type: ignore[attr-defined]
+
+    if not isinstance(group, Group):
+        return False
+    links, encoded = group.id.links, name.encode()
+    return links.exists(encoded) and links.get_info(encoded).type == h5l.TYPE_HARD
 
 
 def _member(group: "h5py.Group", path: str) -> Any:
@@ -177,8 +187,7 @@ def _member(group: "h5py.Group", path: str) -> Any:
 
     found: Any = group
     for name in path.split("/"):
-        in_file = isinstance(found, h5py.Group) and isinstance(found.get(name, getlink=True), h5py.HardLink)
-        if not in_file:
+        if not _has(found, name):
             raise ValueError(f"'{name}' is not in the file itself")
         found = found[name]
     if isinstance(found, h5py.Dataset) and (found.external or found.is_virtual):
@@ -213,13 +222,13 @@ def _names(group: "h5py.Group", attribute: str) -> list[str]:
 def _layers_by_class(group: "h5py.Group", place: str = "", depth: int = 0) -> Iterator[_Layer]:
     """Keras 3 names a layer's group by its class and counts: conv2d, conv2d_1, ...; the order is within each class."""
     for container in ("layers", "_layer_checkpoint_dependencies"):  # the latter: Keras 2.12
-        if container not in group or depth > DEEPEST_NESTING:
+        if not _has(group, container) or depth > DEEPEST_NESTING:
             continue
         layers = _member(group, container)
         for name in sorted(layers, key=_class_and_number):
             layer = _member(layers, name)
-            if "vars" in layer and len(layer["vars"]):
-                stored = _member(layer, "vars")
+            stored: Any = _member(layer, "vars") if _has(layer, "vars") else ()
+            if len(stored):
                 weights = [_member(stored, str(index)) for index in range(len(stored))]
                 yield _Layer(
                     str(stored.attrs.get("name", name)), weights, f"{place}/{_class_and_number(name)[0]}"

@@ -11,7 +11,7 @@ from typing import Any
 from cifarlab import text
 from cifarlab.errors import UserError
 from cifarlab.groups import Group, group_runs, runs_under, sample_key
-from cifarlab.run import Run
+from cifarlab.run import Run, chosen_row
 from cifarlab.statistics import Summary, summarize
 
 
@@ -99,7 +99,7 @@ def _entry(group: Group) -> Entry:
         planned_epochs=recipe.epochs,
         parameters=recipe.parameters or _count_parameters(group.runs[0]),
         seconds=sum(row["elapsed_seconds"] for row in rows) / len(rows) if rows else None,
-        hardware=", ".join(dict.fromkeys(_hardware(run) for run in group.runs)),
+        hardware=", ".join(dict.fromkeys(run.hardware for run in group.runs)),
         saw_test=recipe.data.validation == "test",
         test_set_uses=max(len(run.evaluations.get("test_set_uses", [])) for run in group.runs),
         runs=tuple(str(run.path) for run in group.runs),
@@ -123,8 +123,7 @@ def _validation_accuracy(run: Run) -> float | None:
     rows = run.metrics
     if not rows or run.recipe.data.validation == "test":
         return None
-    best = run.best_epoch if run.default_weights == "best" else None
-    return rows[-1 if best is None else best - 1]["validation_accuracy"]
+    return chosen_row(rows, run.recipe)["validation_accuracy"]
 
 
 def _count_parameters(run: Run) -> int | None:
@@ -140,14 +139,6 @@ def _count_parameters(run: Run) -> int | None:
         return None
     tensors = model.state_dict()
     return sum(tensor.numel() for name, tensor in tensors.items() if not name.endswith("num_batches_tracked"))
-
-
-def _hardware(run: Run) -> str:
-    environment = run.environment
-    name = environment.get("device_name", "unknown")
-    if environment.get("device") != "cpu":
-        return name
-    return f"{name}, {text.count(environment.get('threads', 1), 'thread')}"
 
 
 def _summary_document(summary: Summary | None) -> dict[str, Any] | None:

@@ -121,21 +121,21 @@ class MuonOptimizer(torch.optim.Optimizer):
     def __init__(self, spec: Muon, model: nn.Module) -> None:
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         groups = [
-            (lambda p: p.ndim == 4, spec.learning_rate, spec.momentum, 0.0),
-            (lambda p: p.ndim == 2, spec.head_learning_rate, spec.other_momentum, spec.weight_decay),
-            (lambda p: p.ndim == 1, spec.bias_learning_rate, spec.other_momentum, spec.weight_decay),
+            (4, spec.learning_rate, spec.momentum, 0.0),
+            (2, spec.head_learning_rate, spec.other_momentum, spec.weight_decay),
+            (1, spec.bias_learning_rate, spec.other_momentum, spec.weight_decay),
         ]
         chosen = [
             {
-                "params": [parameter for parameter in trainable if belongs(parameter)],
+                "params": [parameter for parameter in trainable if parameter.ndim == dimensions],
                 "lr": rate,
                 "rate_factor": rate / spec.learning_rate,
                 "momentum": momentum,
                 # Part of the gradient, so that the rate, which falls, multiplies it too.
                 "weight_decay": weight_decay / rate,
-                "orthogonalise_steps": spec.newton_schulz_steps if rate is spec.learning_rate else 0,
+                "orthogonalise_steps": spec.newton_schulz_steps if dimensions == 4 else 0,
             }
-            for belongs, rate, momentum, weight_decay in groups
+            for dimensions, rate, momentum, weight_decay in groups
         ]
         super().__init__([group for group in chosen if group["params"]], {})
 

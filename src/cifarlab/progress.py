@@ -104,7 +104,9 @@ class _Bar:
     """No bar: the lines of epochs alone."""
 
     def __init__(self, console: Console) -> None:
-        self.print: Callable[[str, str], None] = lambda text, style: console.print(text, style=style or None)
+        self.print: Callable[[str, str], None] = lambda text, style: console.print(
+            text, style=style or None, markup=False
+        )
 
     def __enter__(self) -> _Bar:
         return self

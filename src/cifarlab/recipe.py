@@ -430,6 +430,12 @@ class Recipe(Part):
     device: Device = Device()
 
     @model_validator(mode="after")
+    def muon_has_rates_of_its_own(self) -> "Recipe":
+        if self.optimizer.name == "muon" and self.finetune.block_factor != 1.0:
+            raise ValueError("finetune.block_factor is not for optimizer.name=muon: leave one of them out")
+        return self
+
+    @model_validator(mode="after")
     def watched_loss_exists(self) -> "Recipe":
         watchers = [
             ("early_stopping.patience_epochs", self.early_stopping.patience_epochs is not None),

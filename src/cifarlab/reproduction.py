@@ -12,9 +12,8 @@ from cifarlab.errors import UserError, one_of
 from cifarlab.plan import Planned, differing_settings
 from cifarlab.recipe import Published, Recipe
 from cifarlab.recipes import RECIPES, get_recipe
-from cifarlab.run import Run, is_run
+from cifarlab.run import Run, chosen_row, is_run
 from cifarlab.statistics import prediction_interval, summarize
-from cifarlab.study import chosen_row
 
 WITHIN = 0.01  # of the published accuracy: reproduced, with fewer than ENOUGH runs
 ENOUGH = 3  # runs that a prediction interval is made from
@@ -65,7 +64,7 @@ class Entry:
     @property
     def verdict(self) -> str:
         if not self.runs:
-            return "not run"
+            return "not run" if _can_begin(self.recipe) else "weights not available"
         if self.epochs < self.published.epochs:
             return "not run at full length"
         if self.epochs > self.published.epochs:
@@ -77,6 +76,15 @@ class Entry:
         """More than two points below the published figure at full length: a mistake of ours until shown otherwise."""
         full = bool(self.accuracies) and self.epochs >= self.published.epochs
         return full and summarize(self.accuracies).mean < self.published.accuracy - FAR_BELOW
+
+
+def _can_begin(recipe: Recipe) -> bool:
+    """Whether the weights that the network begins with are on this machine, or it begins with random ones."""
+    if getattr(recipe.model, "weights", None) is None:
+        return True
+    from cifarlab import pretrained
+
+    return pretrained.available(recipe.model)
 
 
 def published_of(recipe: Recipe) -> Published:
@@ -241,16 +249,9 @@ def entry_cells(entry: Entry) -> list[str]:
         f"{entry.epochs} of {published.epochs}",
         text.mean_and_deviation(entry.test_accuracies) if entry.test_accuracies else "–",
         "yes" if any((test_evaluation(run) or {}).get("tta") for run in entry.runs) else "no",
-        "; ".join(dict.fromkeys(_hardware(run) for run in entry.runs)),
+        "; ".join(dict.fromkeys(run.hardware for run in entry.runs)),
         text.duration(sum(times) / len(times)),
     ]
-
-
-def _hardware(run: Run) -> str:
-    environment = run.environment
-    if environment["device"] != "cpu":
-        return environment["device_name"]
-    return f"{text.count(environment['threads'], 'core')}, {environment['device_name']}"
 
 
 def results_page(entries: Sequence[Entry]) -> str:
@@ -280,7 +281,7 @@ def entry_document(entry: Entry) -> dict[str, Any]:
         "test_accuracies": list(entry.test_accuracies),
         "validation_was_test": entry.recipe.data.validation == "test",
         "elapsed_seconds": [run.metrics[entry.epochs - 1]["elapsed_seconds"] for run in entry.runs],
-        "hardware": list(dict.fromkeys(_hardware(run) for run in entry.runs)),
+        "hardware": list(dict.fromkeys(run.hardware for run in entry.runs)),
         "runs": [str(run.path) for run in entry.runs],
         "verdict": entry.verdict,
     }

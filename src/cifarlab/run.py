@@ -12,12 +12,13 @@ import fcntl
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from cifarlab import text
 from cifarlab.errors import UserError
 from cifarlab.files import opened_for_update, sha256_of, write_atomic
 from cifarlab.recipe import Recipe, from_json
@@ -64,6 +65,12 @@ def best_epoch(rows: list[Row], recipe: Recipe) -> int | None:
     if not keeps_best(recipe) or not rows:
         return None
     return min(rows, key=lambda row: row["validation_loss"])["epoch"]
+
+
+def chosen_row(rows: Sequence[Row], recipe: Recipe) -> Row:
+    """The line of metrics of the weights that the recipe's rule takes from these epochs."""
+    best = best_epoch(list(rows), recipe) if recipe.weights == "best" else None
+    return rows[-1] if best is None else rows[best - 1]
 
 
 def stopped_early(rows: list[Row], recipe: Recipe) -> bool:
@@ -198,6 +205,14 @@ class Run:
     def divergence(self) -> str | None:
         """Where the training stopped because its loss was not finite; None when it did not."""
         return self._read_json(DIVERGED)["message"] if (self.path / DIVERGED).exists() else None
+
+    @property
+    def hardware(self) -> str:
+        """The GPU, or the processor and how many threads of it were used."""
+        name = self.environment.get("device_name", "unknown")
+        if self.environment.get("device") != "cpu":
+            return name
+        return f"{name}, {text.count(self.environment.get('threads', 1), 'thread')}"
 
     # Weights
 
@@ -585,8 +600,8 @@ def _contiguous(tensors: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
 
 
 def _as_csv(rows: list[Row]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, METRICS, lineterminator="\n")
+    content = io.StringIO()
+    writer = csv.DictWriter(content, METRICS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue()
+    return content.getvalue()

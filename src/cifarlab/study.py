@@ -28,7 +28,7 @@ from cifarlab.errors import UserError, nearest, one_of
 from cifarlab.plan import Planned, Standing
 from cifarlab.recipe import Part, Recipe, flat, mistakes_in, override, settings_of, tied_to_total
 from cifarlab.recipes import get_recipe
-from cifarlab.run import Row, best_epoch
+from cifarlab.run import chosen_row
 from cifarlab.studies import STUDIES
 
 if TYPE_CHECKING:
@@ -286,12 +286,6 @@ def _reading(training: Planned, recipe: Recipe) -> Reading | None:
         train_accuracy=last["train_accuracy"],
         elapsed_seconds=last["elapsed_seconds"],
     )
-
-
-def chosen_row(rows: Sequence[Row], recipe: Recipe) -> Row:
-    """The line of metrics of the weights that the recipe's rule takes from these epochs."""
-    best = best_epoch(list(rows), recipe) if recipe.weights == "best" else None
-    return rows[-1] if best is None else rows[best - 1]
 
 
 def study_table(study: Study, outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from cifarlab.data import Source
 from cifarlab.data.loader import derived_seed
 from cifarlab.errors import DivergedError, Interrupted, UserError
+from cifarlab.files import opened_for_update
 from cifarlab.job import Job, prepare
 from cifarlab.optim import l2_penalty
 from cifarlab.recipe import Recipe, override
@@ -156,7 +157,9 @@ def run_search(search: Search, stop: Stop, show: Show, expected_seconds: float) 
 
     search.folder.mkdir(parents=True, exist_ok=True)
     with _registered(search.folder) as identity, _quiet_optuna():
-        study, finals = _open_studies(search)
+        with opened_for_update(search.folder / ".storage.lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two processes that both made the tables would stop one of them
+            study, finals = _open_studies(search)
         worker = Worker(search, study, finals, stop, show, expected_seconds, identity)
         _work(worker, study, lambda trial: _search_trial(worker, trial), lambda: _trials_missing(worker))
         _plan_finalists(worker)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cifarlab import text
 from cifarlab.errors import UserError
 from cifarlab.files import write_atomic
-from cifarlab.run import Run, is_run
+from cifarlab.run import Run, chosen_row, is_run
 
 if TYPE_CHECKING:
     import optuna
@@ -192,9 +192,7 @@ def _accuracy(path: Path) -> float | None:
     """Validation accuracy of the weights that `evaluate` takes; None where the run is on another machine."""
     if not is_run(path) or not Run(path).metrics:
         return None
-    run = Run(path)
-    rows, best = run.metrics, run.best_epoch
-    return rows[best - 1 if run.default_weights == "best" and best else -1]["validation_accuracy"]
+    return chosen_row(Run(path).metrics, Run(path).recipe)["validation_accuracy"]
 
 
 def _median(values: list[float | None], worst: float) -> float | None:

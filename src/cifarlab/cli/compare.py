@@ -1,4 +1,4 @@
-"""`cifarlab compare` and `cifarlab leaderboard`."""
+"""`cifarlab compare`."""
 
 from __future__ import annotations
 
@@ -61,6 +61,10 @@ def compare(
 
     if not deviation > 0:
         raise UserError(f"--deviation should be above 0 points, {deviation:g} given")
+    if figure is not None:
+        from cifarlab.figures.style import check_format
+
+        check_format(figure)  # before anything long
     from cifarlab.comparison import compare
 
     result = compare(

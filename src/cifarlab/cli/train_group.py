@@ -90,9 +90,9 @@ def _runs_text(members: Sequence[Planned], n_left: int) -> str:
 
 
 def _validation(run: Run) -> dict[str, Any]:
-    """The row of metrics of the weights that the recipe's rule names."""
-    rows = run.metrics
-    return rows[run.best_epoch - 1] if run.default_weights == "best" and run.best_epoch else rows[-1]
+    from cifarlab.run import chosen_row
+
+    return chosen_row(run.metrics, run.recipe)
 
 
 def _summary(runs: Sequence[Run]) -> Summary | None:

@@ -176,8 +176,8 @@ def _places(draws: Draws, height: int, width: int) -> tuple[Tensor, Tensor]:
 def _look_up_lines(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """The pictures at rows y (N, H) and columns x (N, W): one matrix product down, one across.
 
-    Its cost grows with the third power of the side: up to three times as fast as `_look_up_places` on one CPU thread at
-    32 pixels a side, 1.4 times at 64, as fast at 128.
+    Its cost grows with the third power of the side: faster than `_look_up_places` on one CPU thread at 32 pixels a side
+    and less so at 64. About where it stops being faster is LARGEST_FOR_LINES; the difference there is small.
     """
     n, channels, height, width = images.shape
     pixels = images.permute(0, 2, 1, 3).contiguous().float()  # (N, H, C, W)

@@ -7,6 +7,7 @@ from torch import nn
 
 from cifarlab import text
 from cifarlab.gradcam import last_convolution
+from cifarlab.models.airbench import Whitening
 from cifarlab.report.judged import Judged
 from cifarlab.report.pictures import as_sharp_uri, as_uri, heat_maps, overlay, tiled
 
@@ -89,11 +90,11 @@ def _first_weights(judged: Judged) -> tuple[str, np.ndarray, int]:
     layers = [
         (name, layer)
         for name, layer in judged.model.named_modules()
-        if isinstance(layer, nn.Conv2d | nn.Linear)
+        if isinstance(layer, nn.Conv2d | nn.Linear | Whitening)
     ]
     name, first = layers[0]
-    weights = first.weight.detach().float().cpu().numpy()
-    if isinstance(first, nn.Conv2d):
+    weights = first.state_dict()["weight"].float().cpu().numpy()
+    if not isinstance(first, nn.Linear):
         return f"the convolution {name}", weights[:MOST_FILTERS].transpose(0, 2, 3, 1), len(weights)
     height, width = (
         judged.preparation.height,
