@@ -28,6 +28,7 @@ from cifarlab.cli import (
     study,
     train,
     tune,
+    watch,
 )
 from cifarlab.errors import CifarlabError, Interrupted, UserError, nearest
 from cifarlab.text import one_line
@@ -95,6 +96,7 @@ for verb, summary in (
     (study.study, "Train a recipe with fields at other values."),
     (tune.lr_find, "Find a learning rate for a recipe."),
     (tune.tune, "Search for good settings of a recipe."),
+    (watch.watch, "Show the curves of a training as it goes."),
 ):
     app.command(short_help=summary)(verb)
 
