@@ -1,10 +1,15 @@
 """Shared fixtures."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before PyTorch is loaded: tests run in as many processes as cores
 
 from cifarlab.run import Run
 

@@ -103,7 +103,9 @@ def gradients(shape=(4, 5), steps=STEPS):
 
 
 @pytest.mark.parametrize("rates", [RATES, [0.01] * STEPS], ids=["changing-rate", "constant-rate"])
-@pytest.mark.parametrize(("spec", "rule"), CASES, ids=lambda case: str(case)[:60])
+@pytest.mark.parametrize(
+    ("spec", "rule"), CASES, ids=lambda case: getattr(case, "__name__", None) or str(case)[:60]
+)
 def test_rule_is_kerass(spec, rule, rates):
     model = OneKernel()
     optimizer = build_optimizer(spec, model, CPU)
