@@ -453,8 +453,8 @@ def _sentence(
     if verdict == "no difference shown":
         could = "" if smallest is None else f"; {counts} could have shown {100 * smallest:.2f} points or more"
         return (
-            f"No difference is shown over {counts} on {words.about}: {b.name} is {_points(between.mean)} points from"
-            f" {a.name} ({found}){could}."
+            f"No difference is shown over {counts} on {words.about}: {b.name} less {a.name} is {_points(between.mean)}"
+            f" points ({found}){could}."
         )
     better, worse = (b, a) if between.mean > 0 else (a, b)
     low, high = sorted(abs(value) for value in (between.low or 0.0, between.high or 0.0))

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from cifarlab.errors import UserError
+from cifarlab.errors import DivergedError, UserError
 from cifarlab.job import Job, new_average, new_optimizer
 from cifarlab.training import train_step
 
@@ -97,6 +97,11 @@ def range_test(job: Job, *, low: float = 1e-6, high: float = 10.0, steps: int = 
         for rate, loss in _measured(_copy(job), low, high, steps):
             average = SMOOTHING * average + (1 - SMOOTHING) * loss
             corrected = average / (1 - SMOOTHING ** (len(losses) + 1))
+            if not math.isfinite(loss) and not losses:
+                raise DivergedError(
+                    f"the loss is not finite in the first step, at a learning rate of {rate:.2g}: the network or its"
+                    " pictures are at fault, not the rate"
+                )
             if not math.isfinite(loss) or (losses and corrected > BLOWN_UP * min(smoothed)):
                 return RangeTest(rates, losses, smoothed, diverged=True)
             rates.append(rate)

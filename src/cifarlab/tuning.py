@@ -133,7 +133,8 @@ def check_search(search: Search) -> None:
         raise UserError("tune needs a library: pip install 'cifarlab[tune]'")
     validation = search.recipe.data.validation
     if not search.recipe.data.may_choose:
-        reason = "has no validation pictures" if validation == "none" else "validates on the test set"
+        reasons = {"none": "has no validation pictures", "test": "validates on the test set"}
+        reason = reasons.get(validation, f"is judged on its {validation}")
         raise UserError(
             f"{search.recipe.name} {reason}, and nothing is chosen by that: add --set data.validation=stratified"
         )
@@ -543,19 +544,26 @@ def _n_finals(worker: Worker) -> int:
 
 
 def _plan_finalists(worker: Worker) -> None:
-    """Queue the trainings of the finalists with seeds that the search has not used."""
+    """Queue the trainings of the finalists with seeds that the search has not used: once for each size of search."""
     search = worker.search
-    candidates = best_trials(worker.study, search.finalists)
-    if not candidates:
-        raise UserError(
-            "no trial was finished: there is nothing to choose from; try a space of smaller rates"
-        )
-    planned = {tuple(trial.user_attrs.get("task", ())) for trial in worker.finals.get_trials(deepcopy=False)}
-    for seed in range(search.recipe.seed + 1, search.recipe.seed + 1 + search.seeds):
-        for trial in candidates:
-            task = (trial.number, seed)
-            if task not in planned:
-                worker.finals.enqueue_trial({}, user_attrs={"task": task})
+    size = [search.trials, search.finalists, search.seeds]
+    with opened_for_update(search.folder / ".finalists.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if worker.finals.user_attrs.get("planned_for") == size:
+            return  # by another process, which may have seen one trial fewer
+        candidates = best_trials(worker.study, search.finalists)
+        if not candidates:
+            raise UserError(
+                "no trial was finished: there is nothing to choose from; try a space of smaller rates"
+            )
+        trials = worker.finals.get_trials(deepcopy=False)
+        planned = {tuple(trial.user_attrs.get("task", ())) for trial in trials}
+        for seed in range(search.recipe.seed + 1, search.recipe.seed + 1 + search.seeds):
+            for trial in candidates:
+                task = (trial.number, seed)
+                if task not in planned:
+                    worker.finals.enqueue_trial({}, user_attrs={"task": task})
+        worker.finals.set_user_attr("planned_for", size)
 
 
 def _finalist(worker: Worker, trial: Trial) -> float:

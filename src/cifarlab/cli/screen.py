@@ -62,5 +62,9 @@ def mean_and_interval(summary: Summary) -> str:
     spread = "" if summary.sd is None else f" ± {100 * summary.sd:.2f}"
     interval = ""
     if summary.low is not None and summary.high is not None:
-        interval = f", 95 % interval {100 * summary.low:.2f} to {100 * summary.high:.2f} %"
+        low, high = (
+            max(summary.low, 0.0),
+            min(summary.high, 1.0),
+        )  # few runs: t's interval may leave 0 to 100 %
+        interval = f", 95 % interval {100 * low:.2f} to {100 * high:.2f} %"
     return f"{percent(summary.mean, 2)}{spread} (n = {summary.n}){interval}"
