@@ -101,9 +101,11 @@ def test_time_left_and_a_training_that_stopped(demo_run: Run) -> None:
 
 
 def test_the_screen_of_two_runs_fits(run: Run, demo_run: Run) -> None:
-    console = Console(width=100, height=30, record=True, file=io.StringIO(), force_terminal=True)
-    console.print(watch.curves([watch.standing_of(each) for each in (run, demo_run)], 100, 29))
-    lines = console.export_text().splitlines()
+    console = Console(width=100, height=30, file=io.StringIO(), force_terminal=True)
+    screen = watch.curves([watch.standing_of(each) for each in (run, demo_run)], 100, 29)
+    unwrapped = console.options.update(no_wrap=True)  # as the command's console asks for
+    lines = ["".join(part.text for part in line) for line in console.render_lines(screen, unwrapped)]
     assert len(lines) <= 30 and max(len(line) for line in lines) <= 100
+    assert "".join(lines).count("complete in") == 2
     named = f"o {run.path.parent.name}/run validation  x {demo_run.path.parent.name}/run validation"
     assert sum(named in line for line in lines) == 2

@@ -183,7 +183,7 @@ def curves(standings: Sequence[Standing], width: int, height: int) -> Group:
         x_name="epoch",
         form=lambda y: f"{100 * y:.1f} %",
     )
-    about = [Text(text.one_line(standing.line), overflow="fold") for standing in standings]
+    about = [Text(text.one_line(standing.line), overflow="fold", no_wrap=False) for standing in standings]
     return Group(loss, "", accuracy, *about)
 
 
