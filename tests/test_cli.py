@@ -344,7 +344,7 @@ def test_train_off_a_terminal(
     assert lines == ["1", "2"]
     best = re.findall(r"^ +(\d)/2 .* best$", out, re.MULTILINE)
     assert best[-1] == str(run.best_epoch)
-    for command in ("evaluate", "predict", "reproduce", "study"):
+    for command in ("evaluate", "predict"):
         assert f"cifarlab {command} runs/demo-s3-1" in out
     assert (in_empty_folder / re.search(r"^curves +(.*)$", out, re.MULTILINE)[1]).is_file()  # type: ignore[index]
     assert "already holds a run" in ask(capsys, "train", "demo", "--data", "demo", "--out", run.path)[2]
