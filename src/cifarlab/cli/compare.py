@@ -10,7 +10,7 @@ import typer
 
 from cifarlab import text
 from cifarlab.cli import screen
-from cifarlab.cli.data import DataDir
+from cifarlab.cli.options import AsJson, DataDir
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from cifarlab.comparison import Comparison, Pair
 
 NAME_WIDTH = 32
-
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead.")]
 
 
 def compare(

@@ -13,6 +13,7 @@ import typer
 
 from cifarlab import text
 from cifarlab.cli import screen
+from cifarlab.cli.options import AsJson, DataDir
 from cifarlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,14 +21,6 @@ if TYPE_CHECKING:
     from cifarlab.recipe import Recipe
 
 BAR_WIDTH = 24
-
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead.")]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-dir", metavar="DIR", help="Where CIFAR-10 is; beats CIFARLAB_DATA and the user's cache."
-    ),
-]
 
 
 def data(

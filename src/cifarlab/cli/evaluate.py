@@ -9,7 +9,7 @@ import typer
 
 from cifarlab import text
 from cifarlab.cli import screen
-from cifarlab.cli.data import DataDir
+from cifarlab.cli.options import AsJson, DataDir
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from cifarlab.evaluation import Evaluation
 
 LARGEST_MATRIX = 12  # classes whose confusion matrix fits 80 columns
-
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead.")]
 
 
 def evaluate(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cifarlab.cli import screen
-from cifarlab.cli.data import DataDir, open_source
+from cifarlab.cli.data import open_source
+from cifarlab.cli.options import DataDir
 from cifarlab.errors import UserError, nearest
 
 if TYPE_CHECKING:

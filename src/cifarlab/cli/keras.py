@@ -9,11 +9,9 @@ import typer
 
 from cifarlab import text
 from cifarlab.cli import screen
-from cifarlab.cli.data import DataDir, open_source
-from cifarlab.cli.train import Settings
+from cifarlab.cli.data import open_source
+from cifarlab.cli.options import AsJson, DataDir, Settings
 from cifarlab.errors import UserError
-
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead.")]
 
 
 def import_keras(

@@ -9,7 +9,7 @@ import typer
 
 from cifarlab import text
 from cifarlab.cli import screen
-from cifarlab.cli.compare import AsJson
+from cifarlab.cli.options import AsJson
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,12 +86,6 @@ def _print_folded(console: Console, before: str, content: str, style: str) -> No
     import textwrap
 
     first, *rest = textwrap.wrap(content, max(20, 80 - len(before))) or [""]
-    console.print(before + f"[{style}]{_escaped(first)}[/{style}]")
+    console.print(before + f"[{style}]{screen.escaped(first)}[/{style}]")
     for line in rest:
-        console.print(" " * len(before) + f"[{style}]{_escaped(line)}[/{style}]")
-
-
-def _escaped(content: str) -> str:
-    from rich.markup import escape
-
-    return escape(content)
+        console.print(" " * len(before) + f"[{style}]{screen.escaped(line)}[/{style}]")

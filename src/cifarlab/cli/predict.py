@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from cifarlab import text
 from cifarlab.cli import screen
+from cifarlab.cli.options import AsJson
 from cifarlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 BAR_WIDTH = 30
 FEW = 10  # up to this many pictures get a chart each, more a line each
-
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead.")]
 
 
 def predict(
@@ -52,7 +50,7 @@ def predict(
     """
     chosen, wanted = _run_and_pictures(paths, run)
     if csv is not None:
-        _check_csv(csv)
+        screen.check_file(csv, "--csv")
     from cifarlab.run import Run
 
     opened = Run(chosen)
@@ -99,16 +97,6 @@ def _run_and_pictures(paths: Sequence[Path], run: Path | None) -> tuple[Path, Se
     if not pictures:
         raise UserError(f"nothing to predict: give pictures or folders after the run {first}")
     return first, pictures
-
-
-def _check_csv(path: Path) -> None:
-    """Before anything long. UserError where the file cannot be made."""
-    if path.is_dir():
-        raise UserError(f"--csv {path} is a folder: give a file")
-    if not path.parent.is_dir():
-        raise UserError(f"--csv {path} cannot be written: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"--csv {path} cannot be written: permission denied")
 
 
 def _runs_here() -> str:

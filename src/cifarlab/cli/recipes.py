@@ -9,6 +9,7 @@ import typer
 
 from cifarlab import text
 from cifarlab.cli import screen
+from cifarlab.cli.options import AsJson
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 CLASSES, INPUT_SHAPE = 10, (3, 32, 32)  # of every recipe so far
 LETTERS = "C32: 3x3 convolution, 32 filters · P: 2x2 max-pool · F: flatten · D128: dense, 128 units"
-
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead.")]
 
 
 def recipes(as_json: AsJson = False) -> None:
@@ -41,7 +40,7 @@ def recipes(as_json: AsJson = False) -> None:
         by_source.setdefault(recipe.source, []).append(recipe)
     name_width = max(len(name) for name in RECIPES)
     for source, group in by_source.items():
-        console.print(f"[bold]{_escaped(source)}[/bold]", soft_wrap=False)
+        console.print(f"[bold]{screen.escaped(source)}[/bold]", soft_wrap=False)
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
         table.add_column("recipe", min_width=name_width, no_wrap=True)
         table.add_column("published", justify="right", no_wrap=True, min_width=9)
@@ -49,7 +48,10 @@ def recipes(as_json: AsJson = False) -> None:
         table.add_column("network")
         for recipe in group:
             table.add_row(
-                recipe.name, _published(recipe), f"{recipe.parameters:,}", _escaped(_network(recipe, group))
+                recipe.name,
+                _published(recipe),
+                f"{recipe.parameters:,}",
+                screen.escaped(_network(recipe, group)),
             )
         console.print(table, soft_wrap=False)
         if any(recipe.data.validation == "test" for recipe in group):
@@ -84,13 +86,13 @@ def show(
         screen.write_json({"name": chosen.name, "layers": layers, "recipe": chosen.model_dump(mode="json")})
         return
     console = screen.open_console()
-    console.print(f"[bold]{chosen.name}[/bold]  {_escaped(chosen.network)}", soft_wrap=False)
-    console.print(_escaped(chosen.source), soft_wrap=False)
+    console.print(f"[bold]{chosen.name}[/bold]  {screen.escaped(chosen.network)}", soft_wrap=False)
+    console.print(screen.escaped(chosen.source), soft_wrap=False)
     if chosen.published:
         epochs = text.count(chosen.published.epochs, "epoch")
         console.print(f"published: {_published(chosen)} on the {chosen.published.split} set after {epochs}")
     if chosen.notes:
-        console.print(_escaped(chosen.notes), soft_wrap=False)
+        console.print(screen.escaped(chosen.notes), soft_wrap=False)
     console.print()
     console.print(_layer_table(layers), soft_wrap=False)
     console.print(_totals(model, layers))
@@ -156,7 +158,7 @@ def _settings_table(recipe: Recipe) -> Any:
     table.add_column("value", overflow="fold")
     table.add_column("meaning", style="dim")
     for name, value, meaning in _settings(recipe, ""):
-        table.add_row(name, _escaped(_value(value)), _escaped(meaning))
+        table.add_row(name, screen.escaped(_value(value)), screen.escaped(meaning))
     return table
 
 
@@ -178,9 +180,3 @@ def _value(value: Any) -> str:
     if value is None:
         return "none"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,8 +9,7 @@ import typer
 
 from cifarlab import text
 from cifarlab.cli import screen
-from cifarlab.cli.data import DataDir
-from cifarlab.errors import UserError
+from cifarlab.cli.options import DataDir
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +50,7 @@ def report(
       cifarlab report runs/vgg3-s0-1 --split validation
       cifarlab report runs/vgg3-s0-1 runs/vgg3-bn-s0-1 --out both.html
     """
-    _check_out(out)
+    screen.check_file(out, "--out", such_as=f", such as {out / 'report.html'}")
     from cifarlab.groups import runs_under
     from cifarlab.run import Run
 
@@ -91,16 +89,6 @@ def _document(written: Written) -> dict[str, object]:
             for run, name, weights, accuracy in runs
         ],
     }
-
-
-def _check_out(path: Path) -> None:
-    """Before anything long. UserError where the page cannot be written."""
-    if path.is_dir():
-        raise UserError(f"--out {path} is a folder: give a file, such as {path / 'report.html'}")
-    if not path.parent.is_dir():
-        raise UserError(f"--out {path} cannot be written: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"--out {path} cannot be written: permission denied")
 
 
 class _Bar:

@@ -10,7 +10,8 @@ import typer
 
 from cifarlab import text
 from cifarlab.cli import screen
-from cifarlab.cli.data import DataDir, open_source
+from cifarlab.cli.data import open_source
+from cifarlab.cli.options import DataDir, JsonAndProgress, Plan
 from cifarlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
     from cifarlab.plan import Planned
     from cifarlab.recipe import Recipe
     from cifarlab.reproduction import Entry
-
-AsJson = Annotated[
-    bool, typer.Option("--json", help="One JSON document on stdout instead; progress on stderr.")
-]
 
 
 def reproduce(
@@ -42,9 +39,7 @@ def reproduce(
     claims: Annotated[
         bool, typer.Option("--claims", help="Test the write-ups' twelve claims on the runs, too.")
     ] = False,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Say what is there and what the rest would take, stop.")
-    ] = False,
+    plan: Plan = False,
     no_train: Annotated[
         bool,
         typer.Option("--no-train", help="Train nothing: evaluate what is finished, write the tables anew."),
@@ -54,7 +49,7 @@ def reproduce(
         typer.Option("--set", metavar="device.FIELD=VALUE", help="Where to compute: device.* alone."),
     ] = None,
     data_dir: DataDir = None,
-    as_json: AsJson = False,
+    as_json: JsonAndProgress = False,
 ) -> None:
     """Train the published recipes, evaluate them, and set what came out beside what was published. Ctrl-C saves; the
     same command goes on, and trains nothing twice.

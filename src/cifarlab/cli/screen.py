@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifarlab.errors import UserError
 from cifarlab.text import one_line, percent
 
 if TYPE_CHECKING:
@@ -43,6 +46,23 @@ def open_console(as_json: bool = False) -> Console:
 
 def write_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def check_file(path: Path, option: str, such_as: str = "") -> None:
+    """See, before anything long, that `path`, given by `option`, can be written. UserError where it cannot."""
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder: give a file{such_as}")
+    if not path.parent.is_dir():
+        raise UserError(f"{option} {path} cannot be written: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{option} {path} cannot be written: permission denied")
+
+
+def escaped(content: str) -> str:
+    """`content` as it is, where rich would read its brackets as styles."""
+    from rich.markup import escape
+
+    return escape(content)
 
 
 def note_import(run: Run) -> None:

@@ -10,17 +10,13 @@ import typer
 
 from cifarlab import text
 from cifarlab.cli import screen
-from cifarlab.cli.data import DataDir, open_source
-from cifarlab.cli.train import Settings
+from cifarlab.cli.data import open_source
+from cifarlab.cli.options import DataDir, JsonAndProgress, Plan, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cifarlab.study import Outcome, Study
-
-AsJson = Annotated[
-    bool, typer.Option("--json", help="One JSON document on stdout instead; progress on stderr.")
-]
 
 
 def study(
@@ -36,14 +32,12 @@ def study(
         Path | None, typer.Option("--out", metavar="DIR", help="Default runs/study-<name>.")
     ] = None,
     settings: Settings = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Say what is there and what the rest would take, stop.")
-    ] = False,
+    plan: Plan = False,
     no_train: Annotated[
         bool,
         typer.Option("--no-train", help="Only write table and figure anew, from the runs that are there."),
     ] = False,
-    as_json: AsJson = False,
+    as_json: JsonAndProgress = False,
 ) -> None:
     """Train a recipe with some of its fields at other values, and draw what comes out. Ctrl-C saves; the same command
     goes on, and trains nothing twice.

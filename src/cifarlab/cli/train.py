@@ -12,7 +12,8 @@ import typer
 
 from cifarlab import text
 from cifarlab.cli import screen
-from cifarlab.cli.data import DataDir, fetch_weights, open_source
+from cifarlab.cli.data import fetch_weights, open_source
+from cifarlab.cli.options import DataDir, JsonAndProgress, Settings
 from cifarlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,18 +24,9 @@ if TYPE_CHECKING:
     from cifarlab.recipe import Recipe
     from cifarlab.run import Run
 
-AsJson = Annotated[
-    bool, typer.Option("--json", help="One JSON document on stdout instead; progress on stderr.")
-]
 Log = Annotated[
     list[str] | None,
     typer.Option("--log", metavar="mlflow|wandb", help="Send the metrics there too; may be given for each."),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="FIELD=VALUE", help="Change a setting; `cifarlab show RECIPE` lists them all."
-    ),
 ]
 
 
@@ -77,7 +69,7 @@ def train(
     plan: Annotated[
         bool, typer.Option("--plan", help="Measure a few steps, print what it would take, stop.")
     ] = False,
-    as_json: AsJson = False,
+    as_json: JsonAndProgress = False,
 ) -> None:
     """Train a recipe into a new run directory. Ctrl-C saves, and `cifarlab resume` goes on.
 
@@ -160,7 +152,7 @@ def resume(
         ),
     ] = None,
     data_dir: DataDir = None,
-    as_json: AsJson = False,
+    as_json: JsonAndProgress = False,
 ) -> None:
     """Go on with a training that was interrupted, or beyond its planned end.
 

@@ -10,8 +10,9 @@ import typer
 
 from cifarlab import text
 from cifarlab.cli import screen
-from cifarlab.cli.data import DataDir, open_source
-from cifarlab.cli.train import AsJson, Settings, overrides_of
+from cifarlab.cli.data import open_source
+from cifarlab.cli.options import DataDir, JsonAndProgress, Settings
+from cifarlab.cli.train import overrides_of
 from cifarlab.errors import UserError, nearest, one_of
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def tune(
     ] = None,
     device: Device = None,
     settings: Settings = None,
-    as_json: AsJson = False,
+    as_json: JsonAndProgress = False,
 ) -> None:
     """Search for good settings of a recipe by validation loss. Stopped or killed, the same command goes on.
 
@@ -255,7 +256,7 @@ def lr_find(
     ] = None,
     device: Device = None,
     settings: Settings = None,
-    as_json: AsJson = False,
+    as_json: JsonAndProgress = False,
 ) -> None:
     """Find a learning rate: train a copy for some hundred steps while the rate grows. Nothing is kept but the figure.
 
