@@ -460,3 +460,25 @@ def test_a_record_is_the_run_without_weights_and_state(
     assert (records / "study.md").read_text() == "a table"
     planned = Planned(kept.path, demo_run.recipe.model_copy(update={"epochs": 9}), "demo")
     assert planned.standing == "kept as a record only"
+
+
+def test_the_cost_of_a_training_is_measured_for_its_own_number_of_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With pictures that grow from epoch to epoch the first epoch is not like the others."""
+    from rich.console import Console
+
+    from cifarlab.cli.queue import print_cost
+    from cifarlab.cost import Estimate
+
+    measured = []
+
+    def estimate(recipe: Recipe) -> Estimate:
+        measured.append(recipe.epochs)
+        return Estimate(9.0, 3.0, 1.0, 1, 1)
+
+    monkeypatch.setattr("cifarlab.job.prepare", lambda recipe, source: recipe)
+    monkeypatch.setattr("cifarlab.cost.estimate", estimate)
+    recipe = RECIPES["airbench94"].model_copy(update={"epochs": 3})
+    print_cost(Console(), [Planned(tmp_path / "run", recipe, "demo")], tiny_source())
+    assert measured == [3]

@@ -58,9 +58,9 @@ def print_cost(console: Console, planned: Sequence[Planned], source: Source | No
 
 
 def _costs_like(recipe: Recipe) -> Recipe:
-    """`recipe` without what does not change the cost of an epoch."""
+    """`recipe` without what does not change the cost of its epochs; their number may, where pictures grow."""
     optimizer = recipe.optimizer.model_copy(update={"learning_rate": 1e-6})
-    return recipe.model_copy(update={"seed": 0, "epochs": 1, "optimizer": optimizer})
+    return recipe.model_copy(update={"seed": 0, "optimizer": optimizer})
 
 
 def carry_out(console: Console, planned: Sequence[Planned], source: Source | None) -> Iterator[Planned]:
