@@ -13,6 +13,7 @@ webdriver = pytest.importorskip(
 )
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.select import Select  # noqa: E402
 from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
 
 CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
@@ -58,10 +59,14 @@ def browser() -> Iterator:
     chromium.quit()
 
 
-def look_at(browser, page: Page, *, width: int = 1280, scheme: str = "light", media: str = "") -> None:
-    emulated = {"media": media, "features": [{"name": "prefers-color-scheme", "value": scheme}]}
+def look_at(
+    browser, page: Page, *, width: int = 1280, height: int = 900, scheme: str = "light", media: str = ""
+) -> None:
+    """Open the page in a window of this size, in pixels; without gliding, which would move what is clicked."""
+    features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+    emulated = {"media": media, "features": [{"name": k, "value": v} for k, v in features.items()]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", emulated)
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     browser.get(page.path.as_uri())
 
@@ -72,6 +77,13 @@ def find(browser, selector: str):
 
 def find_all(browser, selector: str) -> list:
     return browser.find_elements(By.CSS_SELECTOR, selector)
+
+
+def click(browser, element) -> None:
+    """As a person does it: with the element in the middle of the window."""
+    place = "arguments[0].scrollIntoView({block: 'center', inline: 'center', behavior: 'instant'})"
+    browser.execute_script(place, element)
+    element.click()
 
 
 @pytest.fixture(params=["single", "several"])
@@ -143,7 +155,7 @@ def test_a_field_of_the_matrix_shows_its_pictures(browser, single_report: Page) 
     name = next(cell for cell, (n, _, _) in cells.items() if n > 1)
     true, predicted = name.split(",")
     field = find(browser, f"button[data-cell='{name}']")
-    browser.execute_script("arguments[0].click()", field)
+    click(browser, field)
     there = [index for index in cells[name][2] if str(index) in single_report.data["pictures"]]
     shown = [int(each.get_attribute("data-picture")) for each in find_all(browser, "#cell button.picture")]
     assert shown == there
@@ -158,16 +170,21 @@ def test_a_field_of_the_matrix_shows_its_pictures(browser, single_report: Page) 
     assert find(browser, "#true").get_attribute("value") == moved[0]
 
 
-def test_the_lists_choose_a_field_and_the_unit_changes(browser, single_report: Page) -> None:
-    look_at(browser, single_report)
-    find(browser, "#true option[value='4']").click()
-    find(browser, "#predicted option[value='4']").click()
+@pytest.mark.parametrize(("width", "height"), [(390, 700), (800, 600), (1280, 900)])
+def test_the_lists_choose_a_field_and_the_unit_changes(
+    browser, single_report: Page, width: int, height: int
+) -> None:
+    look_at(browser, single_report, width=width, height=height)
+    Select(find(browser, "#true")).select_by_value("4")
+    Select(find(browser, "#predicted")).select_by_value("4")
     assert find(browser, "button[data-cell='4,4']").get_attribute("aria-pressed") == "true"
     field = find(browser, "button[data-cell='4,4']")
     counted = field.text
-    find(browser, "input[value=rates]").click()
+    click(browser, find(browser, "label:has(input[value=rates])"))
+    assert find(browser, "input[value=rates]").is_selected()
     assert field.text == f"{100 * single_report.data['cells'].get('4,4', [0, 0])[1]:.1f} %"
-    find(browser, "input[value=counts]").click()
+    find(browser, "input[value=rates]").send_keys(Keys.ARROW_LEFT)
+    assert find(browser, "input[value=counts]").is_selected()
     assert field.text == counted
 
 
@@ -191,7 +208,7 @@ def test_a_picture_opens_with_its_heat_maps_steps_on_and_closes(browser, page: P
     assert len(find_all(browser, "dialog table")) == len(page.data["runs"])
     dialog.send_keys(Keys.ARROW_RIGHT)
     assert f"Picture {second.get_attribute('data-picture')}:" in find(browser, "#picture-title").text
-    find(browser, "#before").click()
+    click(browser, find(browser, "#before"))
     assert f"Picture {index}:" in find(browser, "#picture-title").text
     assert not find(browser, "#before").is_enabled()
     dialog.send_keys(Keys.ESCAPE)
@@ -203,7 +220,7 @@ def test_a_picture_opens_with_its_heat_maps_steps_on_and_closes(browser, page: P
 def test_another_pair_of_runs(browser, several_report: Page) -> None:
     look_at(browser, several_report)
     assert [each.is_displayed() for each in find_all(browser, ".pair")] == [True, False, False]
-    find(browser, "#pair option[value='2']").click()
+    Select(find(browser, "#pair")).select_by_value("2")
     assert [each.is_displayed() for each in find_all(browser, ".pair")] == [False, False, True]
 
 
