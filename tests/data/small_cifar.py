@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from cifarlab.data.cifar import Archive, BatchFile, Dataset, Layout
+from cifarlab.data.cifar import Archive, BatchFile, Content, Dataset, Layout
 
 PER_BATCH = 8
 PYTHON, BINARY = "cifar-10-batches-py", "cifar-10-batches-bin"
@@ -38,13 +38,20 @@ def python_2_array(rows: np.ndarray, dtype: bytes = b"u1") -> bytes:
     return empty + b"(" + _number(1) + shape + kind + b"\x89" + _string(rows.tobytes()) + b"tb"
 
 
-def python_batch(rows: np.ndarray, labels: np.ndarray) -> bytes:
-    """A batch as in cifar-10-batches-py: pickle protocol 2, its strings those of Python 2."""
-    numbers = b"](" + b"".join(_number(int(label)) for label in labels) + b"e"
+def python_batch(rows: np.ndarray, labels: np.ndarray, coarse: np.ndarray | None = None) -> bytes:
+    """A batch as in cifar-10-batches-py, or with coarse labels as in cifar-100-python: pickle protocol 2, its strings
+    those of Python 2."""
     names = b"](" + b"".join(_string(b"picture_%d.png" % i) for i in range(len(labels))) + b"e"
-    items = _string(b"batch_label") + _string(b"a batch") + _string(b"labels") + numbers
-    items += _string(b"data") + python_2_array(rows) + _string(b"filenames") + names
-    return b"\x80\x02}(" + items + b"u."
+    items = _string(b"filenames") + names + _string(b"batch_label") + _string(b"a batch")
+    if coarse is None:
+        items += _string(b"labels") + _numbers(labels)
+    else:
+        items += _string(b"fine_labels") + _numbers(labels) + _string(b"coarse_labels") + _numbers(coarse)
+    return b"\x80\x02}(" + items + _string(b"data") + python_2_array(rows) + b"u."
+
+
+def _numbers(labels: np.ndarray) -> bytes:
+    return b"](" + b"".join(_number(int(label)) for label in labels) + b"e"
 
 
 def binary_batch(rows: np.ndarray, labels: np.ndarray) -> bytes:
@@ -81,16 +88,18 @@ class SmallData:
             name="cifar10",
             title="CIFAR-10",
             classes=CLASSES,
-            images_per_batch=PER_BATCH,
             layouts=(self._layout("python", PYTHON, hosts), self._layout("binary", BINARY, hosts)),
-            split_sha256={"train": _sha256(train), "test": _sha256(test)},
-            checksum="sha256:" + _sha256(train + test),
+            content=Content(
+                {"train": _sha256(train), "test": _sha256(test)}, "sha256:" + _sha256(train + test)
+            ),
         )
 
     def _layout(self, kind: Literal["python", "binary"], folder: str, hosts: tuple[str, ...]) -> Layout:
         def batches(start: str) -> tuple[BatchFile, ...]:
             files = self.files[folder].items()
-            return tuple(BatchFile(n, len(data), _sha256(data)) for n, data in files if n.startswith(start))
+            return tuple(
+                BatchFile(n, len(data), _sha256(data), PER_BATCH) for n, data in files if n.startswith(start)
+            )
 
         archive = archive_of(f"cifar-10-{kind}.tar.gz", self.archives[folder], hosts)
         return Layout(kind, folder, batches("data_batch"), batches("test_batch"), batches("batches"), archive)

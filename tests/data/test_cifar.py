@@ -13,7 +13,8 @@ import pytest
 from small_cifar import BINARY, PER_BATCH, PYTHON, SmallData, add_member, binary_batch, pack, python_2_array
 
 from cifarlab.data import cifar
-from cifarlab.data.cifar import CIFAR10, Place, decode_python, is_intact, read_split, restricted_loads
+from cifarlab.data.cifar import Place, decode_python, is_intact, read_split, restricted_loads
+from cifarlab.data.official import BINARY_LAYOUT, CIFAR10
 from cifarlab.errors import UserError
 
 REAL = os.environ.get("CIFARLAB_DATA", "")
@@ -344,14 +345,14 @@ def test_the_pinned_checksums_are_those_of_cifar10(monkeypatch):
     source = open_source("cifar10", Path(REAL))
     parts = []
     binary: dict[cifar.SplitName, tuple[cifar.BatchFile, ...]] = {
-        "train": cifar.BINARY_LAYOUT.train,
-        "test": cifar.BINARY_LAYOUT.test,
+        "train": BINARY_LAYOUT.train,
+        "test": BINARY_LAYOUT.test,
     }
     for split, batches in binary.items():
         content = source.load(split)
         images, labels = content.images, content.labels.astype(np.uint8)
         parts += [images, labels]
-        assert content_sha256(images, labels) == CIFAR10.split_sha256[split]
+        assert content_sha256(images, labels) == CIFAR10.content.split_sha256[split]
         for i, batch in enumerate(batches):
             rows = images[i * 10_000 : (i + 1) * 10_000].transpose(0, 3, 1, 2).reshape(10_000, 3072)
             data = binary_batch(rows, labels[i * 10_000 : (i + 1) * 10_000])

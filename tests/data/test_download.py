@@ -22,8 +22,9 @@ import pytest
 from mirror import Mirror, cut, failing, flipped, good, html, html_in_disguise, lying_length, serving, stall
 from small_cifar import PYTHON, SmallData, archive_of
 
-from cifarlab.data import cifar, open_source, sources
+from cifarlab.data import open_source, sources
 from cifarlab.data.download import fetch, make_opener
+from cifarlab.data.official import OFFICIAL
 from cifarlab.errors import UserError
 from cifarlab.files import cache_dir
 
@@ -320,7 +321,10 @@ def test_the_program_itself_speaks_https_alone(tmp_path, first):
     with pytest.raises(UserError, match="unknown url type: http"):
         fetch("CIFAR-10", [archive_of(NAME, DATA, (first.url,))], tmp_path)
     assert first.requests == []
-    assert all(url.startswith("https://") for layout in cifar.CIFAR10.layouts for url in layout.archive.urls)
+    layouts = [layout for dataset in OFFICIAL.values() for layout in dataset.layouts]
+    files = [file for layout in layouts for file in (layout.archive, *layout.downloads) if file is not None]
+    assert len(files) == 8  # CIFAR-100's two stand for fine and for coarse labels
+    assert all(url.startswith("https://") and file.sha256 for file in files for url in file.urls)
 
 
 @pytest.fixture(scope="module")

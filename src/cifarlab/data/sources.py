@@ -10,23 +10,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from cifarlab.data import cifar
+from cifarlab.data.official import OFFICIAL
 from cifarlab.errors import UserError, nearest, one_of
 from cifarlab.files import cache_dir, write_atomic
 
 SplitName = Literal["train", "test"]
 Progress = Callable[[int, int | None, str], None]
+T = TypeVar("T")
 
 DATA_VARIABLE = "CIFARLAB_DATA"
-DATASETS = {dataset.name: dataset for dataset in (cifar.CIFAR10,)}
+DATASETS = dict(OFFICIAL)
 NAMES = (*DATASETS, "demo")
 SPLITS: tuple[SplitName, ...] = ("train", "test")
 
@@ -60,7 +63,7 @@ class Source:
 def open_source(
     name: str = "cifar10", data_dir: Path | None = None, progress: Progress | None = None
 ) -> Source:
-    """Open the data set `name`: "cifar10" or "demo". No picture is read yet.
+    """Open the data set `name`, one of NAMES. Its pictures are read when a split is asked for.
 
     `data_dir` may be the official folder of batches, the folder that holds it, the official archive, or the
     folder that holds that. Without it CIFARLAB_DATA says where, and without that the user's cache is used,
@@ -75,17 +78,24 @@ def open_source(
         raise UserError(f"unknown data set '{name}'{nearest(name, NAMES)} (there are {one_of(NAMES)})")
     dataset = DATASETS[name]
 
-    def fetch() -> Path:
-        from cifarlab.data.download import fetch
+    return open_dataset(dataset, data_dir, lambda: _fetch(dataset, progress))
 
-        archives = [layout.archive for layout in dataset.layouts]
+
+def _fetch(dataset: cifar.Dataset, progress: Progress | None) -> Path:
+    from cifarlab.data.download import fetch
+
+    archives = [layout.archive for layout in dataset.layouts if layout.archive is not None]
+    if archives:
         return fetch(dataset.title, archives, cache_dir(), progress)
-
-    return open_dataset(dataset, data_dir, fetch)
+    layout = dataset.layouts[0]
+    folder = cache_dir() / layout.folder
+    for file in layout.downloads:
+        fetch(dataset.title, [file], folder, progress)
+    return folder
 
 
 def open_dataset(dataset: cifar.Dataset, data_dir: Path | None, fetch: Callable[[], Path]) -> Source:
-    """Open a data set in the official formats; `fetch` puts an archive into the cache and gives its path."""
+    """Open a data set in the official formats; `fetch` puts its files into the cache and gives their path."""
     if data_dir is not None:
         return _open_given(dataset, Path(data_dir).expanduser(), "")
     if given := os.environ.get(DATA_VARIABLE):
@@ -97,40 +107,47 @@ def _open_given(dataset: cifar.Dataset, given: Path, named_by: str) -> Source:
     place = _find(dataset, given)
     if place is None:
         raise UserError(_not_there(dataset, given, named_by))
+    content = _content_of(dataset) or _identify(dataset, place)
 
     def read(split: SplitName) -> Split:
-        cached = _load_cached(dataset, split)
+        cached = _load_cached(dataset, content, split)
         # A folder that was named must be right even where the cache could stand in for it.
         if cached is not None and cifar.is_intact(place, split):
             return cached
         return _read_and_cache(dataset, place, split)
 
-    return Source(dataset.name, str(place.path), dataset.classes, dataset.checksum, read)
+    return Source(dataset.name, str(place.path), dataset.classes, content.checksum, read)
 
 
 def _open_own(dataset: cifar.Dataset, fetch: Callable[[], Path]) -> Source:
     """From the user's cache, where whatever was fetched and is found damaged is fetched again."""
 
     def find_or_fetch() -> cifar.Place:
-        return _find(dataset, cache_dir()) or _archive_place(dataset, fetch())
+        if (
+            dataset.layouts[0].archive is None
+        ):  # fetched file by file: `fetch` finds those that are there already
+            return _place_at(dataset, fetch())
+        return _find(dataset, cache_dir()) or _place_at(dataset, fetch())
 
-    def read(split: SplitName) -> Split:
-        cached = _load_cached(dataset, split)
-        if cached is not None:
-            return cached
+    def anew(wanted: Callable[[cifar.Place], T]) -> T:
         place = find_or_fetch()
         try:
-            return _read_and_cache(dataset, place, split)
+            return wanted(place)
         except UserError:
-            if not place.is_archive:
+            if not place.is_archive and place.layout.archive is not None:
                 raise
-            return _read_and_cache(dataset, _archive_place(dataset, fetch()), split)
+            return wanted(_place_at(dataset, fetch()))
 
-    if all(path.is_file() for split in SPLITS for path in _cached_paths(dataset, split)):
-        location = _cached_folder()
+    def read(split: SplitName) -> Split:
+        cached = _load_cached(dataset, content, split)
+        return anew(lambda place: _read_and_cache(dataset, place, split)) if cached is None else cached
+
+    known = _content_of(dataset)
+    if known and all(path.is_file() for split in SPLITS for path in _cached_paths(dataset, split)):
+        content, location = known, _cached_folder()
     else:
-        location = find_or_fetch().path
-    return Source(dataset.name, str(location), dataset.classes, dataset.checksum, read)
+        content, location = known or anew(lambda place: _identify(dataset, place)), find_or_fetch().path
+    return Source(dataset.name, str(location), dataset.classes, content.checksum, read)
 
 
 def _read_and_cache(dataset: cifar.Dataset, place: cifar.Place, split: SplitName) -> Split:
@@ -154,6 +171,7 @@ def _find(dataset: cifar.Dataset, given: Path) -> cifar.Place | None:
     archives = [
         cifar.Place(path, layout, is_archive=True)
         for layout in dataset.layouts
+        if layout.archive is not None
         for path in ([given] if given.name == layout.archive.name else []) + [given / layout.archive.name]
         if path.is_file()
     ]
@@ -171,22 +189,62 @@ def _missing(place: cifar.Place) -> list[str]:
     return [batch.name for batch in place.layout.files if not os.path.lexists(place.path / batch.name)]
 
 
-def _archive_place(dataset: cifar.Dataset, path: Path) -> cifar.Place:
-    layout = next(layout for layout in dataset.layouts if layout.archive.name == path.name)
-    return cifar.Place(path, layout, is_archive=True)
+def _place_at(dataset: cifar.Dataset, path: Path) -> cifar.Place:
+    """Where something was fetched to."""
+    for layout in dataset.layouts:
+        if layout.archive is not None and layout.archive.name == path.name:
+            return cifar.Place(path, layout, is_archive=True)
+    return cifar.Place(path, dataset.layouts[0], is_archive=False)
 
 
 def _not_there(dataset: cifar.Dataset, given: Path, named_by: str) -> str:
     folders = [layout.folder for layout in dataset.layouts]
-    archives = [layout.archive.name for layout in dataset.layouts]
+    archives = [layout.archive.name for layout in dataset.layouts if layout.archive is not None]
     if given.is_file():
-        return f"{given}{named_by} is a file, but not one of {dataset.title}'s archives {one_of(archives)}"
+        known = f"one of {dataset.title}'s archives {one_of(archives)}" if archives else "a folder"
+        return f"{given}{named_by} is a file, but not {known}"
     if not given.exists():
         return f"{given}{named_by} does not exist, so {dataset.title} is not there"
-    return (
-        f"{dataset.title} is not in {given}{named_by}: neither the batches themselves, nor a folder "
-        f"{one_of(folders)}, nor an archive {one_of(archives)}"
-    )
+    files = "the batches themselves"
+    if not archives:
+        files = f"the files {one_of([file.name for file in dataset.layouts[0].files], 'and')} themselves"
+    archive = f", nor an archive {one_of(archives)}" if archives else ""
+    return f"{dataset.title} is not in {given}{named_by}: neither {files}, nor a folder {one_of(folders)}{archive}"
+
+
+# --- what identifies the content ---
+
+
+def _content_of(dataset: cifar.Dataset) -> cifar.Content | None:
+    """The content's checksums, pinned or computed by an earlier opening; None where they are not known yet."""
+    if dataset.content is not None:
+        return dataset.content
+    try:
+        known = json.loads(_content_path(dataset).read_text())
+        split_sha256: dict[SplitName, str] = {split: str(known["split_sha256"][split]) for split in SPLITS}
+        return cifar.Content(split_sha256, str(known["checksum"]))
+    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: computed again
+        return None
+
+
+def _identify(dataset: cifar.Dataset, place: cifar.Place) -> cifar.Content:
+    """Checksums of a content that nobody has published, from files whose published checksums hold; kept in the cache.
+
+    Both splits are read for it, once; of the test pictures nothing but their checksum is used.
+    """
+    splits = {split: _read_and_cache(dataset, place, split) for split in SPLITS}
+    parts = {split: (content.images, content.labels.astype(np.uint8)) for split, content in splits.items()}
+    split_sha256: dict[SplitName, str] = {split: content_sha256(*parts[split]) for split in SPLITS}
+    content = cifar.Content(split_sha256, "sha256:" + content_sha256(*parts["train"], *parts["test"]))
+    with contextlib.suppress(UserError):
+        write_atomic(_content_path(dataset), json.dumps(asdict(content)).encode())
+    return content
+
+
+def _content_path(dataset: cifar.Dataset) -> Path:
+    """Named after the official files too, so that it answers for no others."""
+    files = "".join(batch.sha256 for layout in dataset.layouts for batch in layout.files)
+    return _cached_folder() / f"{dataset.name}-{hashlib.sha256(files.encode()).hexdigest()[:16]}.json"
 
 
 # --- the cache of decoded pictures ---
@@ -201,8 +259,8 @@ def _cached_paths(dataset: cifar.Dataset, split: SplitName) -> tuple[Path, Path]
     return folder / f"{dataset.name}-{split}-images.npy", folder / f"{dataset.name}-{split}-labels.npy"
 
 
-def _load_cached(dataset: cifar.Dataset, split: SplitName) -> Split | None:
-    """The cached split, if its content has the pinned checksum; None if it is missing or wrong."""
+def _load_cached(dataset: cifar.Dataset, content: cifar.Content, split: SplitName) -> Split | None:
+    """The cached split, if it has the checksum of `content`; None if it is missing or wrong."""
     arrays = []
     for path in _cached_paths(dataset, split):
         try:
@@ -215,7 +273,7 @@ def _load_cached(dataset: cifar.Dataset, split: SplitName) -> Split | None:
     shape = (cifar.SIDE_PIXELS, cifar.SIDE_PIXELS, cifar.CHANNELS)
     if images.dtype != np.uint8 or images.shape[1:] != shape or labels.dtype != np.uint8 or labels.ndim != 1:
         return None
-    if content_sha256(images, labels) != dataset.split_sha256[split] or len(images) != len(labels):
+    if content_sha256(images, labels) != content.split_sha256[split] or len(images) != len(labels):
         return None
     return Split(images, labels.astype(np.int64))
 
