@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from cifarlab.data.cifar import Archive, BatchFile, Content, Dataset, Layout
+from cifarlab.data.official import PARQUET_LAYOUT
 
 PER_BATCH = 8
 PYTHON, BINARY = "cifar-10-batches-py", "cifar-10-batches-bin"
@@ -88,7 +89,11 @@ class SmallData:
             name="cifar10",
             title="CIFAR-10",
             classes=CLASSES,
-            layouts=(self._layout("python", PYTHON, hosts), self._layout("binary", BINARY, hosts)),
+            layouts=(
+                self._layout("python", PYTHON, hosts),
+                self._layout("binary", BINARY, hosts),
+                PARQUET_LAYOUT,
+            ),
             content=Content(
                 {"train": _sha256(train), "test": _sha256(test)}, "sha256:" + _sha256(train + test)
             ),

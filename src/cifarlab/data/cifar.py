@@ -59,7 +59,7 @@ class Archive:
 class Layout:
     """One official format: a folder of batches, and the archive that holds the same folder, if there is one."""
 
-    kind: Literal["python", "binary", "mat"]
+    kind: Literal["python", "binary", "mat", "parquet"]
     folder: str
     train: tuple[BatchFile, ...]
     test: tuple[BatchFile, ...]
@@ -119,6 +119,10 @@ def read_split(dataset: Dataset, place: Place, split: SplitName) -> tuple[np.nda
     The batches of the other split are neither decoded nor, in a folder, opened.
     Raises UserError naming the file that is missing, cut short, altered or not what it should be.
     """
+    if place.layout.kind == "parquet":
+        from cifarlab.data import parquet
+
+        return parquet.read_split(dataset, place.path, split)
     batches = place.layout.train if split == "train" else place.layout.test
     first = dict(zip((batch.name for batch in batches), _starts(batches), strict=True))
     n = {batch.name: batch.images for batch in batches}
@@ -155,8 +159,11 @@ def _decode(dataset: Dataset, place: Place, name: str, data: bytes, n: int) -> t
 def is_intact(place: Place, split: SplitName) -> bool:
     """Whether the official bytes behind a split are all there, without decoding them.
 
-    False also where that is not plain, as with an archive that was packed anew: `read_split` decides then.
+    False also where that is not plain, as with an archive that was packed anew, or with Parquet files, which have no
+    one form: `read_split` decides then.
     """
+    if place.layout.kind == "parquet":
+        return False
     try:
         if place.is_archive:
             archive = place.layout.archive

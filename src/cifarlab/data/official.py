@@ -89,11 +89,14 @@ BINARY_LAYOUT = Layout(
     ),
 )
 
+# Read by `parquet.py`, which knows each batch by the checksum of its binary form.
+PARQUET_LAYOUT = Layout(kind="parquet", folder="plain_text", train=(), test=(), other=(), archive=None)
+
 CIFAR10 = Dataset(
     name="cifar10",
     title="CIFAR-10",
     classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    layouts=(PYTHON_LAYOUT, BINARY_LAYOUT),
+    layouts=(PYTHON_LAYOUT, BINARY_LAYOUT, PARQUET_LAYOUT),
     content=Content(
         split_sha256={
             "train": "f912919bdea371136f1aa4feed6beeca728015a5f08b1899a29c932a7e30be2b",

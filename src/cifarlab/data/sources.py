@@ -161,7 +161,7 @@ def _read_and_cache(dataset: cifar.Dataset, place: cifar.Place, split: SplitName
 
 
 def _find(dataset: cifar.Dataset, given: Path) -> cifar.Place | None:
-    """The first complete folder of batches, or else archive, in or at `given`."""
+    """The first complete folder of batches, or else archive, or else Parquet files, in or at `given`."""
     folders = [
         cifar.Place(folder, layout, is_archive=False)
         for layout in dataset.layouts
@@ -175,7 +175,12 @@ def _find(dataset: cifar.Dataset, given: Path) -> cifar.Place | None:
         for path in ([given] if given.name == layout.archive.name else []) + [given / layout.archive.name]
         if path.is_file()
     ]
-    for place in (*folders, *archives):
+    parquets = [
+        cifar.Place(folder, layout, is_archive=False)
+        for layout in dataset.layouts
+        if layout.kind == "parquet" and (folder := _parquet_folder(given))
+    ]
+    for place in (*folders, *archives, *parquets):
         if place.is_archive or not _missing(place):
             return place
     for place in folders:
@@ -183,6 +188,12 @@ def _find(dataset: cifar.Dataset, given: Path) -> cifar.Place | None:
             f"{dataset.title} in {place.path} is not complete: {', '.join(_missing(place))} missing"
         )
     return None
+
+
+def _parquet_folder(given: Path) -> Path | None:
+    from cifarlab.data.parquet import find_folder
+
+    return find_folder(given)
 
 
 def _missing(place: cifar.Place) -> list[str]:
