@@ -245,7 +245,8 @@ def test_recipes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     rows = ask_json(capsys, "recipes")
     assert isinstance(rows, list)
     assert [row["name"] for row in rows] == list(RECIPES)
-    keys = {"name", "source", "published_accuracy", "published_split", "parameters", "trainable_parameters"}
+    keys = {"name", "source", "published_accuracy", "published_split", "test_time_views"}
+    keys |= {"parameters", "trainable_parameters"}
     assert all(set(row) == keys for row in rows)
     bn = next(row for row in rows if row["name"] == "vgg3-bn")
     assert (bn["published_accuracy"], bn["published_split"]) == (0.8862, "test")
@@ -459,7 +460,8 @@ def test_evaluate(capsys: pytest.CaptureFixture[str], run: Run) -> None:
     assert again == 0
     assert "no picture was opened again" in note
     content = json.loads(document)
-    keys = ["run", "split", "weights", "n", "loss", "accuracy", "tta", "classes", "confusion"]
+    keys = ["run", "split", "weights", "n", "loss", "accuracy", "tta", "accuracy_with_tta", "tta_views"]
+    keys += ["classes", "confusion"]
     assert list(content) == keys
     assert set(content["classes"][0]) == {"name", "precision", "recall", "f1", "n"}
     assert f"{100 * content['accuracy']:.2f} %" in out

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cifarlab import UserError, evaluate, evaluation, resume, train
+from cifarlab import UserError, evaluate, evaluation, resume, train, tta
 from cifarlab.data import open_source
 from cifarlab.run import Run
+from cifarlab.training import fit, reopen
 from tests.conftest import SMALL
 
 
@@ -59,7 +60,8 @@ def test_written_by_split_and_weights(run: Run) -> None:
     for result in results:
         assert content[result.split][result.weights] == json.loads(json.dumps(result.to_dict()))
         assert list(result.to_dict()) == [
-            *("run", "split", "weights", "n", "loss", "accuracy", "tta", "classes", "confusion")
+            *("run", "split", "weights", "n", "loss", "accuracy", "tta", "accuracy_with_tta", "tta_views"),
+            *("classes", "confusion"),
         ]
     assert [result.n for result in results] == [2000, 2000, 600, 600]
     tensors = load_file(run.path / "logits-train.safetensors")
@@ -96,7 +98,7 @@ def test_logits_are_never_taken_for_those_of_weights_that_came_meanwhile(
 ) -> None:
     """A training in the same run may publish other weights while the pictures are looked at."""
     before = run.weights_checksum("last")
-    look = evaluation.predict_logits
+    look = tta.predict_logits
 
     def look_while_training_goes_on(*arguments):
         logits = look(*arguments)
@@ -105,7 +107,7 @@ def test_logits_are_never_taken_for_those_of_weights_that_came_meanwhile(
         return logits
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "predict_logits", look_while_training_goes_on)
+        patch.setattr(tta, "predict_logits", look_while_training_goes_on)
         evaluate(run, weights="last")
     assert run.weights_checksum("last") != before
     assert stored(run)["test_set_uses"][0]["weights_sha256"] == before
@@ -196,3 +198,48 @@ def test_an_answer_from_stored_logits_leaves_the_record_as_it_was(
     again = evaluate("run")
     assert again.reused and again.accuracy == first.accuracy
     assert (tmp_path / "run" / "evaluation.json").read_bytes() == before
+
+
+def test_views_give_a_second_figure_beside_the_plain_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = evaluate(run, weights="last")
+    assert (plain.tta, plain.accuracy_with_tta, plain.tta_views) == (False, None, 1)
+    with_views(run)
+    first = evaluate(Run(run.path), weights="last")
+    assert not first.reused, "the other views were not looked at before"
+    assert (first.tta, first.tta_views) == (True, 6)
+    assert (first.accuracy, first.loss, first.confusion) == (plain.accuracy, plain.loss, plain.confusion)
+    tensors = load_file(run.path / "logits-test.safetensors")
+    views = np.concatenate([tensors["logits-last"][None], tensors["views-last"]])
+    mean = np.average(views, axis=0, weights=[0.25, 0.25, 0.125, 0.125, 0.125, 0.125])
+    assert first.accuracy_with_tta == (mean.argmax(1) == tensors["labels"]).mean()
+    assert stored(run)["test"]["last"]["accuracy_with_tta"] == first.accuracy_with_tta
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "open_source", lambda *_: pytest.fail("the data was opened again"))
+        again = evaluate(Run(run.path), weights="last")
+        assert again == first and again.reused
+        with_views(run, "mirror")
+        mirrored = evaluate(Run(run.path), weights="last")
+    assert mirrored.tta_views == 2
+    assert mirrored.accuracy_with_tta == (views[:2].mean(0).argmax(1) == tensors["labels"]).mean()
+
+
+def test_views_of_weights_that_are_gone_are_forgotten(run: Run) -> None:
+    with_views(run)
+    evaluate(Run(run.path), weights="last")
+    with_views(run, "none")
+    tensors, header = run.load_weights("last")
+    run.publish(run.metrics, tensors, header | {"step": header["step"] + 1})
+    evaluate(Run(run.path), weights="last")
+    assert "views-last" not in load_file(run.path / "logits-test.safetensors")
+
+
+def test_views_are_no_part_of_the_training(run: Run) -> None:
+    job, opened = reopen(run.path, overrides={"test_time_views": "mirror"})
+    assert job.recipe.test_time_views == "mirror"
+    list(fit(job, opened))
+    assert Run(run.path).recipe.test_time_views == "mirror"
+    assert evaluate(run.path, split="validation").tta_views == 2
+
+
+def with_views(run: Run, rule: str = "mirror-shift") -> None:
+    run.replan(run.recipe.model_copy(update={"test_time_views": rule}))

@@ -63,6 +63,22 @@ def test_a_seed_counts_once_and_weights_that_were_trained_on_are_not_judged(tmp_
     assert entry.test.n == 2 and entry.n_unjudged == 1
 
 
+def test_the_figure_with_views_stands_beside_the_one_without(tmp_path, capsys):
+    for seed in range(2):
+        run = judged_run(tmp_path / f"seed-{seed}", [True] * 8 + [False] * 2, seed=seed)
+        run.replan(run.recipe.model_copy(update={"test_time_views": "mirror-shift"}))
+        tta = {"tta": True, "accuracy_with_tta": 0.9 + 0.02 * seed, "tta_views": 6}
+        run.update_evaluations(lambda content, tta=tta: content["test"]["best"].update(tta))
+    (entry,) = leaderboard([tmp_path])
+    assert (entry.test.mean, entry.test_with_tta.mean, entry.tta_views) == (0.8, pytest.approx(0.91), 6)
+    code, out, err = ask(capsys, "leaderboard", tmp_path)
+    assert code == 0, err
+    assert "80.00 % ± 0.00" in out
+    assert "with 6 test-time views 91.00 % ± 1.41" in " ".join(out.split())
+    shown = page([entry], title="board")
+    assert "80.00 % ± 0.00" in shown and "91.00 % ± 1.41 (6)" in shown
+
+
 def test_the_table_fits_80_columns_and_marks_what_saw_the_test_set(folder, capsys):
     code, out, err = ask(capsys, "leaderboard", folder)
     assert code == 0, err

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cifarlab import UserError, evaluate, evaluation, group_training, job, train
+from cifarlab import UserError, evaluate, evaluation, group_training, job, train, tta
 from cifarlab.calibration import fit_temperature
 from cifarlab.cli import main
 from cifarlab.data import Source, Split, open_source
@@ -178,8 +178,8 @@ def test_different_validation_pictures_are_not_compared(run: Run, tmp_path: Path
 
 
 def test_a_network_whose_answers_are_not_numbers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    look = evaluation.predict_logits
-    monkeypatch.setattr(evaluation, "predict_logits", lambda *given: look(*given) * float("nan"))
+    look = tta.predict_logits
+    monkeypatch.setattr(tta, "predict_logits", lambda *given: look(*given) * float("nan"))
     with pytest.raises(UserError, match="not numbers"):
         write_report([run], run.path.parent / "report.html")
 

@@ -147,6 +147,19 @@ def test_the_published_split_and_the_recipes_weights_decide_what_is_read(
     assert (entry.accuracies, entry.test_accuracies) == ((0.64,), (0.61,))
 
 
+def test_a_figure_published_with_views_is_compared_with_ours_with_views(
+    tmp_path: Path, wave: Callable[..., list[float]]
+) -> None:
+    run = record(tmp_path, "airbench94", 0, wave(8, 0.9), test=0.93)
+    assert accuracy_at(run, "test", 8) is None, "not judged with views"
+    tta = {"tta": True, "accuracy_with_tta": 0.941, "tta_views": 6}
+    run.update_evaluations(lambda content: content["test"]["last"].update(tta))
+    (entry,), _ = read_results(tmp_path, [RECIPES["airbench94"]])
+    assert (entry.accuracies, entry.test_accuracies) == ((0.941,), (0.93,))
+    cells = entry_cells(entry)
+    assert cells[2] == "94.10" and cells[7:9] == ["93.00", "6 views"]
+
+
 def test_a_run_that_went_on_is_read_where_the_source_stopped_if_it_can_be(
     tmp_path: Path, wave: Callable[..., list[float]]
 ) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 from torch import nn
+from torch.nn import functional as F
 
 from cifarlab import robustness, tta
 from cifarlab.data.augment import shift_pixels
@@ -109,21 +110,49 @@ def test_a_curve_counts_what_is_right_at_each_level() -> None:
     assert looked == [40] * robustness.passes()
 
 
-def test_averaging_over_views_by_hand() -> None:
+def airbench_views(images: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    """Logits (N, classes) as cifar10-airbench averages them: `infer_mirror_translate` of airbench94.py."""
+
+    def mirror(inputs: torch.Tensor) -> torch.Tensor:
+        return 0.5 * model(inputs) + 0.5 * model(inputs.flip(-1))
+
+    padded = F.pad(images, (1, 1, 1, 1), "reflect")
+    height, width = images.shape[2:]
+    corners = [padded[:, :, :height, :width], padded[:, :, 2:, 2:]]
+    return 0.5 * mirror(images) + 0.5 * torch.stack([mirror(corner) for corner in corners]).mean(0)
+
+
+def test_six_views_are_those_of_airbench() -> None:
+    images = torch.from_numpy(pictures(30))
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * images.shape[1] * images.shape[2], 4))
+    inputs = AS_THEY_ARE(images.permute(0, 3, 1, 2))
+    with torch.no_grad():
+        expected = airbench_views(inputs, network)
+        plain, mirrored = network(inputs), network(inputs.flip(-1))
+    logits = tta.view_logits(network, AS_THEY_ARE, images, "mirror-shift")
+    assert logits.shape == (6, 30, 4)
+    assert torch.allclose(logits[0], plain) and torch.allclose(logits[1], mirrored)
+    assert torch.allclose(tta.averaged(logits, "mirror-shift"), expected, rtol=1e-4)
+    assert torch.allclose(tta.averaged(logits, "mirror"), (plain + mirrored) / 2, rtol=1e-4)
+    assert (tta.averaged(logits, "none") == logits[0]).all()
+
+
+def test_averaging_in_the_report_counts_what_is_right() -> None:
     images = pictures(30)
     labels = np.random.default_rng(1).integers(0, 2, 30)
-    found = {each.name: each for each in tta.measure_tta(FirstPixel(), AS_THEY_ARE, images, labels)}
-    assert [each.views for each in found.values()] == [1, 2, 5, 10]
+    looked: list[int] = []
+    found = tta.measure_tta(FirstPixel(), AS_THEY_ARE, images, labels, looked.append)
+    assert [(each.name, each.views) for each in found] == [
+        ("as it is", 1),
+        ("with its mirror image", 2),
+        ("with both moved by one pixel too", 6),
+    ]
     red = images[..., 0].astype(float) - 127.5
-    sure = 1 / (1 + np.exp(-2 * red))  # softmax of (-red, red)
-    # The first pixel of a copy moved right or down is the first pixel again; left and up bring its neighbours.
-    shifted = 3 * sure[:, 0, 0] + sure[:, 0, 1] + sure[:, 1, 0]
-    mirrored = 3 * sure[:, 0, -1] + sure[:, 0, -2] + sure[:, 1, -1]
-    expected = {
-        "as it is": sure[:, 0, 0],
-        "with its mirror image": (sure[:, 0, 0] + sure[:, 0, -1]) / 2,
-        "with four shifts of one pixel": shifted / 5,
-        "with both": (shifted + mirrored) / 10,
-    }
-    for name, mean in expected.items():
-        assert (found[name].right == ((mean > 0.5) == labels)).all(), name
+    # Where a copy is moved right and down, what comes in at the corner is the second pixel of the second row.
+    inner, mirrored_inner = red[:, 1, 1], red[:, 1, -2]
+    both = (red[:, 0, 0] + red[:, 0, -1]) / 2
+    expected = [red[:, 0, 0], both, both / 2 + (inner + mirrored_inner) / 4]
+    for each, logits in zip(found, expected, strict=True):
+        assert (each.right == ((logits > 0) == labels)).all(), each.name
+    assert looked == [30] * 6

@@ -22,7 +22,7 @@ from cifarlab.environment import choose_device
 from cifarlab.errors import UserError, nearest, one_of
 from cifarlab.preparation import Preparation
 from cifarlab.run import Run, Weights
-from cifarlab.training import predict_logits
+from cifarlab.tta import RULES, averaged, view_logits
 
 SplitName = Literal["test", "validation", "train"]
 
@@ -47,7 +47,8 @@ class Evaluation:
         n: pictures in the split.
         loss: mean cross-entropy, natural logarithm; None when a logit is not finite.
         accuracy: 0..1.
-        tta: whether predictions were averaged over changed copies of each picture.
+        accuracy_with_tta: 0..1, of answers averaged over `tta_views` copies of each picture (`cifarlab.tta`); None
+            where the recipe has no `test_time_views`. All other figures are of the pictures as they are.
         classes: in the order of the logits.
         confusion: counts, `confusion[true][predicted]`.
         reused: the logits were stored by an earlier evaluation, and no picture was opened for this one.
@@ -60,17 +61,26 @@ class Evaluation:
     n: int
     loss: float | None
     accuracy: float
-    tta: bool
+    accuracy_with_tta: float | None
+    tta_views: int
     classes: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
     reused: bool = field(default=False, compare=False)
     validation_was_test: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """{run, split, weights, n, loss, accuracy, tta, classes: [{name, precision, recall, f1, n}], confusion}"""
+        """As `cifarlab evaluate --json` prints it."""
         content = asdict(self)
-        del content["reused"], content["validation_was_test"]
-        return content
+        names = ("run", "split", "weights", "n", "loss", "accuracy", "tta", "accuracy_with_tta", "tta_views")
+        return {name: getattr(self, name) for name in names} | {
+            "classes": content["classes"],
+            "confusion": content["confusion"],
+        }
+
+    @property
+    def tta(self) -> bool:
+        """Whether there is a figure with test-time augmentation beside the plain one."""
+        return self.accuracy_with_tta is not None
 
 
 def evaluate(
@@ -103,12 +113,12 @@ def evaluate(
     chosen: Weights = weights or run.default_weights  # type: ignore[assignment]
     run.load_weights(chosen)  # says what is wrong with them before any picture is opened
     opened = _opened_split(run, split)
-    stored = _stored_logits(run, opened, chosen)
+    stored = _stored_logits(run, opened, chosen, views=len(RULES[run.recipe.test_time_views]))
     if stored is None:
-        logits, labels, weights_sha256 = _compute_logits(run, split, chosen, data_dir)
-        result = measure(run, split, chosen, logits, labels, reused=False)
+        views, labels, weights_sha256 = _compute_logits(run, split, chosen, data_dir)
+        result = measure(run, split, chosen, views, labels, reused=False)
         _record(run, result, test_set_use_of=weights_sha256 if opened == "test" else None)
-        _store_logits(run, opened, chosen, weights_sha256, logits, labels)
+        _store_logits(run, opened, chosen, weights_sha256, views, labels)
     else:
         result = measure(run, split, chosen, *stored, reused=True)
         if not _is_recorded(run, result):  # what is known already leaves the record as it was
@@ -125,7 +135,8 @@ def load_answers(run: Run, split: str, weights: str) -> tuple[Tensor, Tensor]:
 
 def stored_answers(run: Run, split: str, weights: str) -> tuple[Tensor, Tensor] | None:
     """As `load_answers`; None where `evaluate` has not judged these weights, as they are now, on the split."""
-    return _stored_logits(run, _opened_split(run, split), weights)  # type: ignore[arg-type]
+    stored = _stored_logits(run, _opened_split(run, split), weights, views=1)  # type: ignore[arg-type]
+    return stored and (stored[0][0], stored[1])
 
 
 def open_pictures(
@@ -157,13 +168,12 @@ def open_training_pictures(run: Run, data_dir: str | Path | None = None) -> np.n
     return _same_data(run, data_dir).load("train").images
 
 
-def measure(
-    run: Run, split: str, weights: str, logits: Tensor, labels: Tensor, *, reused: bool
-) -> Evaluation:
-    """Every figure from float32 logits (N, classes) and int64 labels (N,)."""
+def measure(run: Run, split: str, weights: str, views: Tensor, labels: Tensor, *, reused: bool) -> Evaluation:
+    """Every figure from float32 logits (views, N, classes), the unchanged pictures' first, and int64 labels (N,)."""
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     indices = np.arange(len(run.classes))
+    logits, rule = views[0], run.recipe.test_time_views
     predicted, true = logits.argmax(1).numpy(), labels.numpy()
     per_class = precision_recall_fscore_support(true, predicted, labels=indices, zero_division=0)  # type: ignore[arg-type]
     precision, recall, f1, counts = (np.asarray(values).tolist() for values in per_class)
@@ -175,8 +185,9 @@ def measure(
         weights=weights,
         n=len(true),
         loss=loss if np.isfinite(loss) else None,
-        accuracy=float((predicted == true).mean()),
-        tta=False,
+        accuracy=_accuracy(logits, labels),
+        accuracy_with_tta=None if rule == "none" else _accuracy(averaged(views, rule), labels),
+        tta_views=len(views),
         classes=tuple(
             ClassMetrics(name, *figures)
             for name, *figures in zip(run.classes, precision, recall, f1, counts, strict=True)
@@ -185,6 +196,10 @@ def measure(
         reused=reused,
         validation_was_test=run.recipe.data.validation == "test",
     )
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return float((logits.argmax(1) == labels).double().mean())
 
 
 def _check_choice(name: str, given: str, allowed: tuple[str, ...]) -> None:
@@ -200,12 +215,13 @@ def _opened_split(run: Run, split: str) -> str:
 def _compute_logits(
     run: Run, split: str, weights: Weights, data_dir: str | Path | None
 ) -> tuple[Tensor, Tensor, str]:
-    """Logits float32 (N, classes), labels int64 (N,), and the SHA-256 of the weights that the logits are of."""
+    """Logits float32 (views, N, classes), labels int64 (N,), and the SHA-256 of the weights that the logits are of."""
     images, labels = _pictures(run, _same_data(run, data_dir), split)
     device = choose_device(run.recipe.device.model_copy(update={"name": "auto"}))
     model, preparation, weights_sha256 = _load_network(run, weights, str(device))
-    logits = predict_logits(model, preparation, torch.from_numpy(images).to(device))
-    return logits.float().cpu(), torch.from_numpy(labels), weights_sha256
+    pictures = torch.from_numpy(images).to(device)
+    views = view_logits(model, preparation, pictures, run.recipe.test_time_views)
+    return views.cpu(), torch.from_numpy(labels), weights_sha256
 
 
 def _same_data(run: Run, data_dir: str | Path | None) -> Source:
@@ -238,25 +254,32 @@ def _pictures(run: Run, source: Source, split: str) -> tuple[np.ndarray, np.ndar
     return train.images[chosen], train.labels[chosen]
 
 
-# Stored logits: for each kind of weights a tensor, and in the header what it was computed from.
+# Stored logits: for each kind of weights a tensor, one more for the other views of test-time augmentation where there
+# are any, and in the header what they were computed from.
 
 
-def _stored_logits(run: Run, opened: str, weights: Weights) -> tuple[Tensor, Tensor] | None:
+def _stored_logits(run: Run, opened: str, weights: Weights, views: int) -> tuple[Tensor, Tensor] | None:
+    """Logits (views, N, classes) and labels (N,); None where these weights have not looked at so many views."""
     stored = run.load_logits(opened)
     if stored is None:
         return None
     tensors, header = stored
     if header["weights_sha256"].get(weights) != run.weights_checksum(weights):
         return None
-    return tensors[f"logits-{weights}"], tensors["labels"]
+    plain = tensors[f"logits-{weights}"]
+    others = tensors.get(f"views-{weights}", plain.new_empty(0, *plain.shape))[: views - 1]
+    return (torch.cat([plain[None], others]), tensors["labels"]) if len(others) == views - 1 else None
 
 
 def _store_logits(
-    run: Run, opened: str, weights: Weights, weights_sha256: str, logits: Tensor, labels: Tensor
+    run: Run, opened: str, weights: Weights, weights_sha256: str, views: Tensor, labels: Tensor
 ) -> None:
     tensors, header = run.load_logits(opened) or ({}, {"weights_sha256": {}})
     checksums = header["weights_sha256"] | {weights: weights_sha256}
-    tensors = tensors | {f"logits-{weights}": logits, "labels": labels}
+    tensors = tensors | {f"logits-{weights}": views[0], "labels": labels}
+    tensors.pop(f"views-{weights}", None)  # of other weights
+    if len(views) > 1:
+        tensors[f"views-{weights}"] = views[1:]
     run.write_logits(opened, tensors, {"weights_sha256": checksums, "data": run.data["checksum"]})
 
 

@@ -21,6 +21,8 @@ class Entry:
 
     Attributes:
         test: over the runs that `evaluate` has judged on the test set with the weights that their recipe names.
+        test_with_tta: over the runs judged with test-time augmentation too; None where the recipe has none.
+        tta_views: copies of each picture that those answers are averaged over.
         validation: over all runs, of those weights; None without validation pictures apart from the test set.
         n_unjudged: finished runs that were not judged on the test set.
         n_unfinished: runs whose training was cut off, or goes on; they are in no figure but this.
@@ -35,6 +37,8 @@ class Entry:
     recipe: str
     data: str
     test: Summary | None
+    test_with_tta: Summary | None
+    tta_views: int
     validation: Summary | None
     n_unjudged: int
     n_unfinished: int
@@ -53,6 +57,8 @@ class Entry:
             "recipe": self.recipe,
             "data": self.data,
             "test_accuracy": _summary_document(self.test),
+            "test_accuracy_with_tta": _summary_document(self.test_with_tta),
+            "tta_views": self.tta_views,
             "validation_accuracy": _summary_document(self.validation),
             "unjudged": self.n_unjudged,
             "unfinished": self.n_unfinished,
@@ -83,7 +89,8 @@ def _descending(summary: Summary | None) -> tuple[bool, float]:
 
 def _entry(group: Group) -> Entry:
     finished = list({sample_key(run): run for run in reversed(group.runs) if run.is_complete}.values())[::-1]
-    tested = [accuracy for run in finished if (accuracy := _test_accuracy(run)) is not None]
+    tested = [recorded for run in finished if (recorded := _test_record(run)) is not None]
+    with_tta = [recorded for recorded in tested if recorded.get("tta")]
     validated = [accuracy for run in finished if (accuracy := _validation_accuracy(run)) is not None]
     rows = [run.metrics[-1] for run in group.runs if run.metrics]
     recipe = group.runs[0].recipe
@@ -91,7 +98,9 @@ def _entry(group: Group) -> Entry:
         name=group.name,
         recipe=recipe.name,
         data=group.runs[0].data["name"],
-        test=summarize(tested) if tested else None,
+        test=_mean_of(tested, "accuracy"),
+        test_with_tta=_mean_of(with_tta, "accuracy_with_tta"),
+        tta_views=with_tta[0]["tta_views"] if with_tta else 1,
         validation=summarize(validated) if validated else None,
         n_unjudged=len(finished) - len(tested),
         n_unfinished=sum(not run.is_complete for run in group.runs),
@@ -106,7 +115,11 @@ def _entry(group: Group) -> Entry:
     )
 
 
-def _test_accuracy(run: Run) -> float | None:
+def _mean_of(records: list[dict[str, Any]], figure: str) -> Summary | None:
+    return summarize([recorded[figure] for recorded in records]) if records else None
+
+
+def _test_record(run: Run) -> dict[str, Any] | None:
     """As recorded, if it is of the weights as they are now; a record has no weights, and is taken as it is."""
     weights = run.default_weights
     recorded = run.evaluations.get("test", {}).get(weights)
@@ -116,7 +129,7 @@ def _test_accuracy(run: Run) -> float | None:
         judged = [use["weights_sha256"] for use in run.evaluations.get("test_set_uses", [])]
         if run.weights_checksum(weights) not in judged:
             return None
-    return recorded["accuracy"]
+    return recorded
 
 
 def _validation_accuracy(run: Run) -> float | None:
@@ -155,6 +168,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[Entry], tuple[str, float | str | None]]
     ("Data", "text", lambda entry: (entry.data, entry.data)),
     ("Runs", "number", lambda entry: (_n_text(entry), entry.test.n if entry.test else 0)),
     ("Test accuracy", "number", lambda entry: _mean_cell(entry.test)),
+    ("With test-time views", "number", lambda entry: _tta_cell(entry)),
     ("95 % interval", "number", lambda entry: _interval_cell(entry.test)),
     ("Validation", "number", lambda entry: _mean_cell(entry.validation)),
     ("Epochs", "number", lambda entry: (epochs_text(entry), entry.epochs)),
@@ -241,6 +255,11 @@ def _n_text(entry: Entry) -> str:
 
 def _mean_cell(summary: Summary | None) -> tuple[str, float | None]:
     return mean_text(summary), None if summary is None else summary.mean
+
+
+def _tta_cell(entry: Entry) -> tuple[str, float | None]:
+    shown, key = _mean_cell(entry.test_with_tta)
+    return f"{shown} ({entry.tta_views})" if entry.test_with_tta else shown, key
 
 
 def _interval_cell(summary: Summary | None) -> tuple[str, float | None]:

@@ -424,6 +424,12 @@ class Recipe(Part):
         description="which `evaluate` takes: those of the lowest validation loss, or of the last epoch; always the"
         " last where validation is none, test or fold",
     )
+    test_time_views: Literal["none", "mirror", "mirror-shift"] = Field(
+        default="none",
+        description="copies of each picture that `evaluate` averages the answers over, for a second figure beside the"
+        " plain one: mirror: it and its mirror image; mirror-shift: both, and both moved by a pixel up and left, and"
+        " down and right, six in all (arXiv 2404.00498)",
+    )
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
     epochs: Epochs = 100
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -36,8 +36,10 @@ NOTES = """\
 CIFAR-10. Ours: mean ± standard deviation over the runs, on the split that the source reports; beside it the accuracy on
 all 10,000 test pictures. † As in the source, validation was the test set; nothing was chosen by it. Verdict: with three
 runs or more, *reproduced* when the published figure lies in the 95 % prediction interval for one run of ours, else
-*better* or *worse*; with fewer, *reproduced* within one point. TTA: predictions averaged over changed copies of a
-picture. Times are wall-clock, with validation and saving, on machines that other programs used: upper bounds.
+*better* or *worse*; with fewer, *reproduced* within one point. TTA: predictions averaged over so many views of
+a picture (itself, its mirror image, both moved by a pixel); where there is a number, published and ours are with them,
+and test % is without. Times are wall-clock, with validation and saving, on machines that other programs used: upper
+bounds.
 """
 
 
@@ -198,12 +200,17 @@ def _length(run: Run, recipe: Recipe) -> int:
 
 
 def accuracy_at(run: Run, split: str, epochs: int) -> float | None:
-    """Accuracy 0..1 on `split` after `epochs` epochs, by the recipe's rule for weights; None when it is not known."""
+    """Accuracy 0..1 on `split` after `epochs` epochs, by the recipe's rules for weights and for test-time views.
+
+    None when it is not known.
+    """
     if _in_metrics(run, split):
         rows = run.metrics[:epochs]
         return chosen_row(rows, run.recipe)["validation_accuracy"] if len(rows) == epochs else None
     evaluation = test_evaluation(run) if split == "test" else None
-    return evaluation["accuracy"] if evaluation and len(run.metrics) == epochs else None
+    if not evaluation or len(run.metrics) != epochs:
+        return None
+    return evaluation.get("accuracy" if run.recipe.test_time_views == "none" else "accuracy_with_tta")
 
 
 def _in_metrics(run: Run, split: str) -> bool:
@@ -248,10 +255,15 @@ def entry_cells(entry: Entry) -> list[str]:
         entry.verdict,
         f"{entry.epochs} of {published.epochs}",
         text.mean_and_deviation(entry.test_accuracies) if entry.test_accuracies else "–",
-        "yes" if any((test_evaluation(run) or {}).get("tta") for run in entry.runs) else "no",
+        _tta_text([test_evaluation(run) or {} for run in entry.runs]),
         "; ".join(dict.fromkeys(run.hardware for run in entry.runs)),
         text.duration(sum(times) / len(times)),
     ]
+
+
+def _tta_text(evaluations: list[dict[str, Any]]) -> str:
+    views = {evaluation["tta_views"] for evaluation in evaluations if evaluation.get("tta")}
+    return ", ".join(text.count(n, "view") for n in views) or "no"
 
 
 def results_page(entries: Sequence[Entry]) -> str:
@@ -279,6 +291,7 @@ def entry_document(entry: Entry) -> dict[str, Any]:
         "highest": max(entry.accuracies, default=None),
         "prediction_interval": interval,
         "test_accuracies": list(entry.test_accuracies),
+        "test_time_views": entry.recipe.test_time_views,
         "validation_was_test": entry.recipe.data.validation == "test",
         "elapsed_seconds": [run.metrics[entry.epochs - 1]["elapsed_seconds"] for run in entry.runs],
         "hardware": list(dict.fromkeys(run.hardware for run in entry.runs)),

@@ -573,11 +573,12 @@ def _make_numbered(parent: Path, stem: str) -> Path:
 
 
 def _training_digest(recipe: Recipe) -> str:
-    """Of everything in a recipe that a state depends on: not the plan (epochs, schedule, early stopping) or device.
+    """Of everything in a recipe that a state depends on: not the plan (epochs, schedule, early stopping), device or
+    judging.
 
     Fields at their defaults are left out, so that a field added by a later version changes no digest.
     """
-    plan = {"epochs", "schedule", "early_stopping", "device", "weights", "published"}
+    plan = {"epochs", "schedule", "early_stopping", "device", "weights", "test_time_views", "published"}
     content = recipe.model_dump(mode="json", exclude=plan, exclude_defaults=True)
     return _digest(content | {"kinds": [recipe.model.name, recipe.optimizer.name]})
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from cifarlab.data import Source
 from cifarlab.data.loader import DROPOUT, derived_seed
 from cifarlab.environment import describe_environment
-from cifarlab.errors import DivergedError, Interrupted, UserError
+from cifarlab.errors import DivergedError, Interrupted, UserError, one_of
 from cifarlab.features import FeaturesDone, cacheable_layers, with_features
 from cifarlab.interrupts import stop_on_signals
 from cifarlab.job import Job, autocast, prepare
@@ -127,8 +127,8 @@ def reopen(
 ) -> tuple[Job, Run]:
     """The job of an existing run, to go on with.
 
-    `epochs` is the new total; `overrides` may set schedule, early_stopping and device; `source` is the run's data
-    where that is open already.
+    `epochs` is the new total; `overrides` may set schedule, early_stopping, device and test_time_views; `source` is
+    the run's data where that is open already.
 
     Raises:
         UserError: when the run or its data are damaged, or the plan cannot be changed in this way.
@@ -148,14 +148,13 @@ def reopen(
 
 def _replanned(run: Run, epochs: int | None, overrides: dict[str, Any]) -> Recipe:
     recipe = run.recipe
-    fixed = [name for name in overrides if name.split(".")[0] not in ("schedule", "early_stopping", "device")]
+    free = ("schedule", "early_stopping", "device", "test_time_views")
+    fixed = [name for name in overrides if name.split(".")[0] not in free]
     if "epochs" in overrides:
         raise UserError(f"epochs is not set by --set on resume: give --epochs {overrides['epochs']}")
     override(recipe, overrides)  # says which names and values are wrong
     if fixed:
-        raise UserError(
-            f"{', '.join(fixed)} cannot change on resume: only epochs, schedule, early_stopping and device can"
-        )
+        raise UserError(f"{', '.join(fixed)} cannot change on resume: only epochs, {one_of(free, 'and')} can")
     if epochs is not None:
         finished = len(run.metrics)
         if epochs < finished:

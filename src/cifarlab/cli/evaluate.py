@@ -61,6 +61,9 @@ def _print_result(console: Console, result: Evaluation, data: str) -> None:
     console.print(f"{result.run}  {text.one_line(about)}\n", markup=False, style="bold")
     right = sum(row[index] for index, row in enumerate(result.confusion))
     console.print(f"accuracy  {text.percent(result.accuracy, 2)}  ({right:,} of {result.n:,} right)")
+    if result.accuracy_with_tta is not None:
+        average = f"(mean of {result.tta_views} views of each picture: test-time augmentation)"
+        console.print(f"with TTA  {text.percent(result.accuracy_with_tta, 2)}  {average}")
     console.print(f"loss      {text.number(result.loss)}\n")
     width = max(len("class"), *(len(each.name) for each in result.classes))
     console.print(f"{'class':{width}}  precision   recall       F1  pictures", style="dim")

@@ -54,6 +54,9 @@ def recipes(as_json: AsJson = False) -> None:
                 screen.escaped(_network(recipe, group)),
             )
         console.print(table, soft_wrap=False)
+        if any(_is_with_tta(recipe) for recipe in group):
+            note = "* with test-time augmentation: answers averaged over several views of each picture"
+            console.print(note, style="dim", soft_wrap=False)
         if any(recipe.data.validation == "test" for recipe in group):
             console.print(
                 "These validate on the test set, as their source did.", style="dim", soft_wrap=False
@@ -90,7 +93,9 @@ def show(
     console.print(screen.escaped(chosen.source), soft_wrap=False)
     if chosen.published:
         epochs = text.count(chosen.published.epochs, "epoch")
-        console.print(f"published: {_published(chosen)} on the {chosen.published.split} set after {epochs}")
+        how = " with test-time augmentation" if _is_with_tta(chosen) else ""
+        accuracy = text.percent(chosen.published.accuracy, 2)
+        console.print(f"published: {accuracy} on the {chosen.published.split} set after {epochs}{how}")
     if chosen.notes:
         console.print(screen.escaped(chosen.notes), soft_wrap=False)
     console.print()
@@ -115,13 +120,20 @@ def _recipe_row(recipe: Recipe) -> dict[str, Any]:
         "source": recipe.source,
         "published_accuracy": recipe.published.accuracy if recipe.published else None,
         "published_split": recipe.published.split if recipe.published else None,
+        "test_time_views": recipe.test_time_views,
         "parameters": recipe.parameters,
         "trainable_parameters": recipe.trainable_parameters,
     }
 
 
 def _published(recipe: Recipe) -> str:
-    return text.percent(recipe.published.accuracy, 2) if recipe.published else "–"
+    if recipe.published is None:
+        return "–"
+    return text.percent(recipe.published.accuracy, 2) + (" *" if _is_with_tta(recipe) else "")
+
+
+def _is_with_tta(recipe: Recipe) -> bool:
+    return recipe.published is not None and recipe.test_time_views != "none"
 
 
 def _layer_table(layers: list[dict[str, Any]]) -> Any:
@@ -170,7 +182,7 @@ def _settings(part: BaseModel, prefix: str) -> Iterator[tuple[str, Any, str]]:
         if isinstance(value, BaseModel):
             if name != "published":
                 yield from _settings(value, f"{prefix}{name}.")
-        elif prefix or name in ("batch_size", "epochs", "seed"):
+        elif prefix or name in ("test_time_views", "batch_size", "epochs", "seed"):
             yield f"{prefix}{name}", value, field.description or ""
 
 

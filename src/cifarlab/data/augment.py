@@ -9,6 +9,7 @@ fill_mode="nearest"). Crops and flips alone move whole pixels and keep them as t
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -149,11 +150,20 @@ def _map_affinely(images: Tensor, draws: Draws) -> Tensor:
     return _look_up_places(images, y, x)
 
 
-def shift_pixels(images: Tensor, down: int, right: int) -> Tensor:
-    """(N, H, W, C) moved by whole pixels, same dtype; what comes in at an edge is the nearest pixel repeated."""
+def shift_pixels(
+    images: Tensor, down: int, right: int, edges: Literal["nearest", "reflected"] = "nearest"
+) -> Tensor:
+    """(N, H, W, C) moved by whole pixels, same dtype.
+
+    What comes in at an edge is the nearest pixel repeated, or the picture reflected about its outermost pixels.
+    """
     height, width = images.shape[1:3]
-    rows = (torch.arange(height, device=images.device) - down).clamp(0, height - 1)
-    columns = (torch.arange(width, device=images.device) - right).clamp(0, width - 1)
+    rows = torch.arange(height, device=images.device) - down
+    columns = torch.arange(width, device=images.device) - right
+    if edges == "reflected":
+        rows, columns = _reflected(rows, height), _reflected(columns, width)
+    else:
+        rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
     return images[:, rows][:, :, columns]
 
 

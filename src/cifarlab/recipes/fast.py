@@ -18,6 +18,7 @@ RECIPES = (
         optimizer=Muon(),
         schedule=Linear(),
         loss=Loss(label_smoothing=0.2, reduction="sum"),
+        test_time_views="mirror-shift",
         batch_size=2000,
         epochs=8,
     ),

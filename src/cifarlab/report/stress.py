@@ -11,7 +11,7 @@ from cifarlab.report.judged import Judged
 from cifarlab.report.pictures import as_uri
 from cifarlab.robustness import CHANGES, Change, Curve, measure_robustness, passes
 from cifarlab.statistics import difference, proportion_interval
-from cifarlab.tta import VIEWS, Averaged, measure_tta
+from cifarlab.tta import RULES, Averaged, measure_tta
 
 SAMPLE = 2_000
 Progress = Callable[[int], None]
@@ -41,7 +41,7 @@ def sample(n: int, wanted: int) -> np.ndarray:
 
 def looks(n_pictures: int) -> int:
     """How many pictures a network looks at for both parts."""
-    return n_pictures * (passes() + len(VIEWS))
+    return n_pictures * (passes() + len(RULES["mirror-shift"]))
 
 
 def robustness_charts(judged: Sequence[Judged], chosen: np.ndarray, progress: Progress) -> list[Changed]:
