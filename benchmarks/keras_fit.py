@@ -29,7 +29,10 @@ NAME_OF = {"float32": "", "bfloat16": "_bfloat16"}  # in the record's file name
 PRECISIONS = tuple(NAME_OF)
 WARM_UP_EPOCHS = 1
 CIFAR10_TRAINING_IMAGES = 50_000
-NO_AUGMENTATION = {"augment.shift": 0.0, "augment.flip": 0.0, "data.steps_per_epoch": "ceil"}
+NO_AUGMENTATION = {
+    **{f"augment.{name}": 0.0 for name in ("shift", "rotation", "zoom", "flip")},
+    "data.steps_per_epoch": "ceil",
+}
 
 
 # The side of cifarlab
@@ -168,10 +171,9 @@ def keras_worker(settings: dict[str, Any]) -> None:
             if epoch >= WARM_UP_EPOCHS:
                 answer({"images_per_second": len(images) / seconds})
 
-    model = keras_network(settings["model"], settings["l2"])
-    rate, momentum = settings["optimizer"]["learning_rate"], settings["optimizer"]["momentum"]
+    model = keras_network(settings)
     model.compile(
-        optimizer=keras.optimizers.SGD(learning_rate=rate, momentum=momentum),
+        optimizer=keras_optimizer(settings["optimizer"]),
         loss="categorical_crossentropy",
         metrics=["accuracy"],
         jit_compile=settings["jit_compile"],
@@ -180,31 +182,33 @@ def keras_worker(settings: dict[str, Any]) -> None:
     model.fit(images, labels, batch_size=size, epochs=10_000, verbose=0, callbacks=[Turns()])
 
 
-def keras_network(spec: dict[str, Any], l2: float) -> Any:
-    """The network of a VGG recipe, as its write-up builds it."""
+def keras_network(settings: dict[str, Any]) -> Any:
+    """The recipe's network from the file that cifarlab wrote for Keras, in the precision asked for."""
     import keras
-    from keras import layers
 
-    hidden = {"activation": "relu", "kernel_initializer": "he_uniform"}
-    if l2:
-        hidden["kernel_regularizer"] = keras.regularizers.l2(l2)
-    model = keras.Sequential([layers.Input((32, 32, 3))])
-    for index, width in enumerate(spec["widths"]):
-        for _ in range(2):
-            model.add(layers.Conv2D(width, 3, padding="same", **hidden))
-            if spec["batch_norm"]:
-                model.add(layers.BatchNormalization())
-        model.add(layers.MaxPooling2D(2))
-        if spec["pool_dropout"]:
-            model.add(layers.Dropout(spec["pool_dropout"][index]))
-    model.add(layers.Flatten())
-    model.add(layers.Dense(spec["dense"], **hidden))
-    if spec["batch_norm"]:
-        model.add(layers.BatchNormalization())
-    if spec["dense_dropout"]:
-        model.add(layers.Dropout(spec["dense_dropout"]))
-    model.add(layers.Dense(10, activation="softmax", dtype="float32"))
+    config = keras.models.load_model(settings["model_file"]).get_config()
+    for layer in config["layers"][1:-1]:  # all but the input and the softmax
+        if settings["precision"] == "bfloat16":
+            layer["config"]["dtype"] = "mixed_bfloat16"
+    model = keras.Sequential.from_config(config)
+    model.build((None, 32, 32, 3))
+    kernels = [layer for layer in model.layers if hasattr(layer, "kernel")]
+    if settings["l2_layers"] == "hidden":
+        kernels = kernels[:-1]
+    elif settings["l2_layers"] == "convolutions":
+        kernels = [layer for layer in kernels if isinstance(layer, keras.layers.Conv2D)]
+    for layer in kernels:
+        if settings["l2"]:
+            layer.kernel.regularizer = keras.regularizers.l2(settings["l2"])
     return model
+
+
+def keras_optimizer(spec: dict[str, Any]) -> Any:
+    import keras
+
+    names = ("learning_rate", "momentum", "nesterov", "rho", "epsilon", "beta_1", "beta_2")
+    kinds = {"sgd": keras.optimizers.SGD, "rmsprop": keras.optimizers.RMSprop, "adam": keras.optimizers.Adam}
+    return kinds[spec["name"]](**{name: spec[name] for name in names if name in spec})
 
 
 # Taking turns
@@ -256,18 +260,43 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
     from cifarlab.recipes import get_recipe
 
     recipe = get_recipe(name)
+    with tempfile.TemporaryDirectory() as folder:
+        model_file = Path(folder) / "network.keras"
+        write_for_keras(recipe, model_file)
+        return take_turns(recipe, model_file, options)
+
+
+def recipe_names(given: list[str]) -> list[str]:
+    """`all`: the published recipes that Keras can have: not those of frozen or of GPU-only networks."""
+    from cifarlab.recipes import RECIPES
+
+    if given != ["all"]:
+        return given
+    return [r.name for r in RECIPES.values() if r.published and r.model.name in ("vgg", "mlp", "alexnet")]
+
+
+def write_for_keras(recipe: Any, path: Path) -> None:
+    from cifarlab.keras_io import save_keras
+    from cifarlab.models import build_model
+
+    save_keras(path, build_model(recipe.model, 10, (3, 32, 32)), input_shape=(3, 32, 32))
+
+
+def take_turns(recipe: Any, model_file: Path, options: argparse.Namespace) -> dict[str, Any]:
+    name = recipe.name
     precision = {"device.precision": options.precision}
     plain = {"recipe": name, "data": options.data, "data_dir": options.data_dir}
     sides = {
         "cifarlab": Worker(sys.executable, "cifarlab", {**plain, "overrides": NO_AUGMENTATION | precision})
     }
-    if recipe.augment.shift or recipe.augment.flip:
+    if options.augmented and not recipe.augment.changes_nothing:
         sides["cifarlab, augmented"] = Worker(sys.executable, "cifarlab", {**plain, "overrides": precision})
     for keras_precision, jit in itertools.product(options.keras_precision, options.keras_jit):
         settings = {
             "precision": keras_precision,
-            "model": recipe.model.model_dump(mode="json"),
+            "model_file": str(model_file),
             "l2": recipe.regularization.l2,
+            "l2_layers": recipe.regularization.l2_layers,
             "optimizer": recipe.optimizer.model_dump(mode="json"),
             "batch_size": recipe.batch_size,
             "images": sides["cifarlab"].about["images"],
@@ -335,6 +364,8 @@ def print_speeds(records: list[dict[str, Any]]) -> None:
             spread = f"{ratios[0]:.2f} - {ratios[-1]:.2f}"
             ratio = record["median_ratio"][side]
             print(f"{label:22s}{ours:10.0f}{keras:8.0f}{ratio:7.2f}   {spread}  {record['keras_side'][7:]}")
+    mean = statistics.geometric_mean(record["median_ratio"]["cifarlab"] for record in records)
+    print(f"geometric mean of the ratios of {len(records)} recipes: {mean:.2f}")
 
 
 def print_shares(records: list[dict[str, Any]]) -> None:
@@ -380,7 +411,12 @@ def main() -> None:
         choices=PRECISIONS,
         help="of Keras's sides; default: ours; bfloat16 is mixed",
     )
-    parser.add_argument("--recipes", nargs="+", default=["vgg3", "vgg3-bn"], help="of the vgg family")
+    parser.add_argument(
+        "--recipes", nargs="+", default=["vgg3", "vgg3-bn"], help="published ones; all: every one"
+    )
+    parser.add_argument(
+        "--augmented", action="store_true", help="ours with the recipe's augmentation as well"
+    )
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument(
         "--data", default="demo", help="demo has 5,000 pictures an epoch; the shape is CIFAR-10's"
@@ -398,7 +434,7 @@ def main() -> None:
     options.keras_precision = options.keras_precision or [options.precision]
     options.out = options.out or RESULTS / f"keras_fit{NAME_OF[options.precision]}.json"
     load_before = os.getloadavg()
-    records = [compare(name, options) for name in options.recipes]
+    records = [compare(name, options) for name in recipe_names(options.recipes)]
     document = {
         "measured_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),  # noqa: UP017 (3.10 reads it too)
         "processor": processor(),

@@ -1,0 +1,130 @@
+"""How long 94 % of CIFAR-10's test pictures takes: the recipe fast94 against the published method in plain PyTorch.
+
+    python benchmarks/time_to_94.py --data-dir DIR [--seeds 3] [--baseline-epochs 2]
+
+Ours is `cifarlab train` and `cifarlab evaluate` as a user starts them, a process each. The published method is
+`airbench94_plain.py`, in float32 as a script is written for a CPU, and in bfloat16, near the half precision of the
+author. Every epoch of it is the same work, so that by default two whole epochs are run and the whole schedule is told
+from their mean; `--baseline-epochs 8` runs all of it. See benchmarks/README.md.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from keras_fit import RESULTS, processor
+
+PLAIN = Path(__file__).parent / "airbench94_plain.py"
+PUBLISHED_EPOCHS = 8
+GOAL = 0.94
+
+
+def run(command: list[str]) -> tuple[list[dict[str, Any]], float]:
+    """The lines of JSON that a program prints, and the seconds it took from start to end."""
+    began = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    seconds = time.perf_counter() - began
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")], seconds
+
+
+def ours(recipe: str, seed: int, out: Path, data: list[str]) -> dict[str, Any]:
+    cifarlab = [sys.executable, "-m", "cifarlab.cli"]
+    train = [*cifarlab, "train", recipe, "--seed", str(seed), "--out", str(out), "--json", *data]
+    [trained], train_wall_seconds = run(train)
+    [judged], evaluate_wall_seconds = run([*cifarlab, "evaluate", str(out), "--json", *data])
+    return {
+        "seed": seed,
+        "train_seconds": trained["elapsed_seconds"],
+        "train_wall_seconds": train_wall_seconds,
+        "evaluate_wall_seconds": evaluate_wall_seconds,
+        "test_accuracy": judged["accuracy"],
+        "test_accuracy_with_tta": judged["accuracy_with_tta"],
+    }
+
+
+def published(precision: str, epochs: int, data: list[str]) -> dict[str, Any]:
+    """The method's epochs, and what the whole of them takes at their mean."""
+    command = [sys.executable, str(PLAIN), "--precision", precision, "--train-epochs", str(epochs), *data]
+    lines, _ = run(command)
+    *epoch_lines, result = lines
+    per_epoch = [line["epoch_seconds"] for line in epoch_lines]
+    return result | {
+        "epoch_seconds": per_epoch,
+        "whole_train_seconds": statistics.mean(per_epoch) * PUBLISHED_EPOCHS,
+    }
+
+
+def summary(values: list[float]) -> dict[str, float | None]:
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"n": len(values), "mean": statistics.mean(values), "deviation": deviation}
+
+
+def print_table(document: dict[str, Any]) -> None:
+    mine, times = document["summary"], document["train_seconds"]
+    with_views, without = mine["test_accuracy_with_tta"], mine["test_accuracy"]
+    print(
+        f"{document['processor']}, {document['cores']} cores, load before {document['load_average_before'][0]:.1f}"
+    )
+    print(f"{'':34s}{'training, s':>12s}{'ratio':>8s}   test accuracy with views (without)")
+    about = f"{100 * with_views['mean']:.2f} % ({100 * without['mean']:.2f} %), {with_views['n']} seeds"
+    print(f"{document['recipe']:34s}{times['mean']:12.0f}{'':8s}   {about}")
+    for each in document["published"]:
+        label = f"airbench94, plain, {each['precision']}"
+        of = f"mean of {each['trained_epochs']} of {PUBLISHED_EPOCHS} epochs"
+        whole = each["whole_train_seconds"]
+        print(f"{label:34s}{whole:12.0f}{whole / times['mean']:8.2f}   {of}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-dir")
+    parser.add_argument("--recipe", default="fast94")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--baseline-epochs", type=int, default=2, help="of the published method's 8")
+    parser.add_argument("--runs", type=Path, help="keep the runs here; default: they are deleted")
+    parser.add_argument("--out", type=Path, default=RESULTS / "time_to_94.json")
+    options = parser.parse_args()
+    data = ["--data-dir", options.data_dir] if options.data_dir else []
+    load_before = os.getloadavg()
+    with tempfile.TemporaryDirectory() as folder:
+        kept = options.runs or Path(folder)
+        baselines = {1: "float32", 2: "bfloat16"}  # each after that many runs of ours
+        runs, published_runs = [], []
+        for seed in range(options.seeds):
+            runs.append(ours(options.recipe, seed, kept / f"seed-{seed}", data))
+            print(json.dumps(runs[-1]), file=sys.stderr)
+            if precision := baselines.pop(seed + 1, None):
+                published_runs.append(published(precision, options.baseline_epochs, data))
+                print(json.dumps(published_runs[-1]), file=sys.stderr)
+    keys = ("test_accuracy", "test_accuracy_with_tta")
+    document = {
+        "measured_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average_before": load_before,
+        "load_average_after": os.getloadavg(),
+        "recipe": options.recipe,
+        "goal": GOAL,
+        "runs": runs,
+        "published": published_runs,
+        "train_seconds": summary([each["train_seconds"] for each in runs]),
+        "summary": {key: summary([each[key] for each in runs]) for key in keys},
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(document, indent=1) + "\n")
+    print_table(document)
+    print(f"record: {options.out}")
+
+
+if __name__ == "__main__":
+    main()
