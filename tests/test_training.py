@@ -323,6 +323,21 @@ def test_every_setting_trains(tmp_path: Path, overrides: dict[str, Any]) -> None
     assert np.isfinite(run.metrics[0]["validation_loss"])
 
 
+@pytest.mark.parametrize(
+    ("has", "precision"), [(("avx512_bf16",), "bfloat16"), (("amx_bf16",), "bfloat16"), ((), "float32")]
+)
+def test_automatic_precision_is_what_the_processor_multiplies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has: tuple[str, ...], precision: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(has, True), raising=False)
+    settings = {"device.name": "cpu", "epochs": 1, "data.validation": "none"}
+    auto = trained(tmp_path / "auto", {**settings, "device.precision": "auto"})
+    named = trained(tmp_path / "named", {**settings, "device.precision": precision})
+    assert auto.environment["precision"] == named.environment["precision"] == precision
+    expected = named.load_weights("last")[0]
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in auto.load_weights("last")[0].items())
+
+
 def test_the_layout_in_memory_changes_no_result_but_rounding(tmp_path: Path) -> None:
     one_step = {**PLAIN, "epochs": 1, "batch_size": 300}
     last = [trained(tmp_path / str(on), {**one_step, "device.channels_last": on}) for on in (True, False)]

@@ -6,7 +6,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -42,13 +42,28 @@ def choose_device(settings: Device) -> torch.device:
     return torch.device(name)
 
 
+def choose_precision(settings: Device, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """What `settings.precision` asks for; `auto` takes bfloat16 where there are instructions for it.
+
+    On an x86 CPU those are AVX512_BF16 or AMX; elsewhere PyTorch emulates it, slower than float32.
+    """
+    if settings.precision != "auto":
+        return settings.precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # PyTorch 2.11 has it not everywhere
+        has = torch.cpu.get_capabilities()
+        return "bfloat16" if has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
+    return "float32"
+
+
 def available_cores() -> int:
     """CPU cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions, processor, device, start: what environment.json holds."""
+def describe_environment(settings: Device, device: torch.device) -> dict[str, Any]:
+    """Versions, processor, device, precision, start: what environment.json holds."""
     return {
         "started_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
@@ -59,6 +74,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": device.type,
         "device_name": torch.cuda.get_device_name() if device.type == "cuda" else _processor_name(),
+        "precision": choose_precision(settings, device),
         "command": sys.argv,
     }
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from cifarlab.environment import choose_precision
 from cifarlab.errors import UserError
 from cifarlab.files import cache_dir, sha256_of, write_atomic
 from cifarlab.job import Job, autocast
@@ -148,7 +149,7 @@ def _kept_file(job: Job, count: int, images: Tensor, training: bool) -> Path:
         "device": job.device.type,
         "threads": torch.get_num_threads() if job.device.type == "cpu" else None,
         "torch": torch.__version__,
-        "precision": job.recipe.device.precision if training else "float32",
+        "precision": choose_precision(job.recipe.device, job.device) if training else "float32",
         "channels_last": job.recipe.device.channels_last,
         "shape": list(images.shape),
     }

@@ -17,7 +17,7 @@ from cifarlab import pretrained
 from cifarlab.data import Source, open_source
 from cifarlab.data.loader import WEIGHTS, BatchStream, derived_seed
 from cifarlab.data.splits import split_validation
-from cifarlab.environment import choose_device
+from cifarlab.environment import choose_device, choose_precision
 from cifarlab.errors import UserError
 from cifarlab.models import build_model
 from cifarlab.models.airbench import WHITENED_PICTURES, fit_whitening
@@ -89,7 +89,7 @@ def _after(model: nn.Module, layers: int) -> nn.Module:
 
 def autocast(job: Job) -> AbstractContextManager[Any]:
     """Mixed precision, where the recipe asks for it."""
-    if job.recipe.device.precision == "float32":
+    if choose_precision(job.recipe.device, job.device) == "float32":
         return nullcontext()
     return torch.autocast(job.device.type, dtype=torch.bfloat16)
 

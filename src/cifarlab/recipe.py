@@ -380,8 +380,9 @@ class Device(Part):
     """Where and how the arithmetic is done."""
 
     name: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="bfloat16: mixed precision by autocast"
+    precision: Literal["float32", "bfloat16", "auto"] = Field(
+        default="float32",
+        description="bfloat16: mixed precision by autocast; auto: that where the hardware multiplies it, else float32",
     )
     channels_last: bool = True
     deterministic: bool = Field(

@@ -100,7 +100,8 @@ def start(job: Job, out: str | Path | None = None) -> Run:
     }
     if job.initial_weights is not None:
         data["initial_weights"] = job.initial_weights
-    run = Run.create(None if out is None else Path(out), job.recipe, describe_environment(job.device), data)
+    environment = describe_environment(job.recipe.device, job.device)
+    run = Run.create(None if out is None else Path(out), job.recipe, environment, data)
     if job.initial_weights is not None:
         run.commit(State(), training_tensors(job))  # from here on a resume does not need what they came from
     return run

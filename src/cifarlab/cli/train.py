@@ -267,8 +267,10 @@ def _validation_text(job: Job) -> str:
 def _device_text(job: Job) -> str:
     import torch
 
+    from cifarlab.environment import choose_precision
+
     threads = f", {text.count(torch.get_num_threads(), 'thread')}" if job.device.type == "cpu" else ""
-    return f"{job.device}{threads}, {job.recipe.device.precision}"
+    return f"{job.device}{threads}, {choose_precision(job.recipe.device, job.device)}"
 
 
 def _beginning(job: Job) -> str | None:
