@@ -91,7 +91,7 @@ def read_picture(source: PictureSource, height: int, width: int) -> np.ndarray:
         _check_size(name, source.size, LARGEST_PIXELS)
         return _decode(name, source, height, width)
     name = "the picture given as bytes" if isinstance(source, bytes) else os.fspath(source)
-    data = source if isinstance(source, bytes) else _read_file(Path(source))
+    data = source if isinstance(source, bytes) else read_file(Path(source))
     if not data:
         raise UserError(f"{name} is empty (0 bytes)")
     image = _open(name, data)
@@ -149,7 +149,8 @@ def _nearest_sibling(path: Path) -> str:
         return ""
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file of at most 512 MiB. Raises UserError, one line, for anything else."""
     try:
         status = os.stat(path)  # before opening: a named pipe would block
         if stat.S_ISDIR(status.st_mode):
