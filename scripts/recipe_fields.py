@@ -33,7 +33,7 @@ GROUPS: tuple[tuple[str, str, tuple[type[BaseModel], ...]], ...] = (
     (
         "model",
         "The family of networks, by `model.name`.",
-        (specs.VGG, specs.MLP, specs.AlexNet, specs.VGG16, specs.Airbench),
+        (specs.VGG, specs.MLP, specs.AlexNet, specs.VGG16, specs.Airbench, specs.ResNet),
     ),
     ("data", "", (recipe.Data,)),
     ("augment", "", (recipe.Augment,)),

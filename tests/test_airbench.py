@@ -38,6 +38,16 @@ def test_the_network_is_as_large_as_published() -> None:
     )
 
 
+def test_the_fast_recipes_end_at_full_size_and_are_judged_with_views() -> None:
+    for name in ("fast94", "fast95", "fast96"):
+        recipe = get_recipe(name)
+        assert recipe.test_time_views == "mirror-shift" and recipe.device.precision == "auto"
+        assert (
+            recipe.epochs > len(recipe.data.training_scales)
+            and [1.0, *recipe.data.training_scales][-1] == 1.0
+        )
+
+
 def test_whitened_patches_are_uncorrelated_with_unit_variance() -> None:
     torch.manual_seed(0)
     smooth = nn.functional.avg_pool2d(torch.randn(200, 3, 20, 20), 3, stride=1)
@@ -143,7 +153,7 @@ def test_a_resumed_training_ends_with_the_same_bytes(tmp_path: Path, monkeypatch
     monkeypatch.setattr("cifarlab.job.open_source", tiny_source)
     update = {
         "model": Airbench(widths=(8, 12), whitening_bias_epochs=1),
-        "data": Data(training_sizes=(16, 20, 32)),
+        "data": Data(training_scales=(0.5, 0.625, 1.0)),
     }
     recipe = SMALL.model_copy(update=update)
     job = prepare(recipe)

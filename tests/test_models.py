@@ -10,6 +10,7 @@ from cifarlab import UserError
 from cifarlab.models import build_model, describe_model
 from cifarlab.models.layers import Dropout, Flatten
 from cifarlab.models.specs import VGG
+from cifarlab.recipe import override
 from cifarlab.recipes import RECIPES
 from cifarlab.transfer import freeze_for_epoch
 
@@ -153,3 +154,23 @@ def test_pictures_too_small_for_the_blocks_are_refused() -> None:
         UserError, match="3 blocks halve the picture 3 times and need at least 8x8 pixels, 4x4 given"
     ):
         build_model(VGG(), 10, (3, 4, 4))
+
+
+def test_resnet18_is_the_usual_one_of_small_pictures() -> None:
+    """0.56 G multiply-adds (He and others' 18 layers, stem 3x3 without a pool); each block the sum with its input."""
+    model = build_model(RECIPES["resnet18"].model, 10)
+    rows = {row["name"]: row for row in describe_model(model)}
+    assert sum(row["multiply_adds"] for row in rows.values()) == pytest.approx(0.556e9, rel=0.005)
+    assert rows["stem"]["output_shape"] == [64, 32, 32] and rows["pool"]["output_shape"] == [512, 1, 1]
+    block, images = model.get_submodule("stages.1.0"), torch.randn(2, 64, 8, 8)
+    model.eval()
+    for norm in ("norm1", "norm2"):
+        torch.nn.init.zeros_(block.get_submodule(norm).weight)  # the convolutions' branch gives nothing
+    torch.testing.assert_close(block(images), torch.relu(block.get_submodule("shortcut")(images)))
+
+
+def test_resnet_needs_blocks_for_each_stage() -> None:
+    with pytest.raises(UserError, match="blocks needs one number for each of the 2 stages, 4 given"):
+        override(RECIPES["resnet18"], {"model.widths": [8, 16]})
+    with pytest.raises(UserError, match="4 stages needs at least 8x8 pixels, 4x4 given"):
+        build_model(RECIPES["resnet18"].model, 10, (3, 4, 4))

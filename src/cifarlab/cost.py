@@ -65,7 +65,7 @@ def estimate(job: Job, measured_steps: int = 8) -> Estimate:
 
 def _sizes(job: Job) -> list[int | None]:
     """Pixels a side of the training pictures in each epoch; None: their own."""
-    sizes = job.recipe.data.training_sizes or (None,)
+    sizes = job.stream.sizes or (None,)
     return [sizes[min(epoch, len(sizes) - 1)] for epoch in range(job.recipe.epochs)]
 
 

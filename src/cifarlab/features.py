@@ -44,7 +44,7 @@ def cacheable_layers(job: Job) -> int:
     """How many of the network's first layers can be computed once; 0 with augmentation, or for want of memory."""
     if (
         not job.recipe.augment.changes_nothing
-        or job.recipe.data.training_sizes
+        or job.recipe.data.training_scales
         or not job.recipe.finetune.freeze
     ):
         return 0

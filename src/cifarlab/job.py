@@ -140,7 +140,7 @@ def prepare(
         seed=recipe.seed,
         augmentation=recipe.augment,
         preparation=preparation,
-        sizes=settings.training_sizes,
+        sizes=tuple(round(scale * preparation.height) for scale in settings.training_scales),
     )
     held_out_split = source.load("test") if settings.validation == "test" else None
     if held_out_split is not None:
@@ -156,7 +156,7 @@ def prepare(
     elif begins:
         initial_weights = pretrained.begin_with(model, recipe.model)
     _check_batches(recipe, len(chosen), model)
-    _check_sizes(settings.training_sizes, model)
+    _check_sizes(stream.sizes, preparation.height, model)
     return Job(
         recipe=recipe,
         source=source,
@@ -230,7 +230,7 @@ def _check_batches(recipe: Recipe, n_train: int, model: nn.Module) -> None:
         )
 
 
-def _check_sizes(sizes: tuple[int, ...], model: nn.Module) -> None:
+def _check_sizes(sizes: tuple[int, ...], full_size: int, model: nn.Module) -> None:
     example = next(model.parameters())
     for size in sorted(set(sizes)):
         try:
@@ -238,6 +238,6 @@ def _check_sizes(sizes: tuple[int, ...], model: nn.Module) -> None:
                 copy.deepcopy(model).eval()(example.new_zeros(1, 3, size, size))
         except RuntimeError:
             raise UserError(
-                f"data.training_sizes has {size}, and this network cannot take pictures of {size}x{size} pixels: it"
-                " needs one that pools over the whole picture, such as airbench, and large enough pictures"
+                f"data.training_scales has {size / full_size:g}, and this network cannot take pictures of {size}x{size}"
+                " pixels: it needs one that pools over the whole picture, such as airbench, and large enough pictures"
             ) from None

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from cifarlab.errors import UserError, nearest, one_of
-from cifarlab.models.specs import MLP, VGG, VGG16, Airbench, AlexNet, ModelSpec
+from cifarlab.models.specs import MLP, VGG, VGG16, Airbench, AlexNet, ModelSpec, ResNet
 
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -73,10 +73,10 @@ class Data(Part):
     fold: Annotated[int, Field(ge=0)] = Field(
         default=0, description="the part to validate on, from 0 to folds - 1; only with validation = fold"
     )
-    training_sizes: tuple[Annotated[int, Field(ge=8, le=512)], ...] = Field(
+    training_scales: tuple[Annotated[float, Field(gt=0.0, le=2.0)], ...] = Field(
         default=(),
-        description="pixels a side of the training pictures in each pass over the data, the last for all that follow"
-        " (progressive resizing); empty: their own size, which is also what they are judged at",
+        description="height and width of the training pictures in each pass over the data, as parts of those that they"
+        " are judged at, the last for all that follow (progressive resizing); empty: 1",
     )
     steps_per_epoch: Literal["ceil", "floor"] | Annotated[int, Field(ge=1)] = Field(
         default="ceil",
@@ -658,7 +658,7 @@ _KNOWN_AS = {
 _PARTS_BY_GROUP: dict[str, tuple[type[BaseModel], ...]] = {
     "optimizer": (SGD, RMSprop, Adam, AdamW, Muon),
     "schedule": (Constant, Step, InverseTime, Cosine, Cyclical, OneCycle, Linear, Plateau),
-    "model": (VGG, MLP, AlexNet, VGG16, Airbench),
+    "model": (VGG, MLP, AlexNet, VGG16, Airbench, ResNet),
 }
 _TAGS = {part.model_fields["name"].default for parts in _PARTS_BY_GROUP.values() for part in parts}
 

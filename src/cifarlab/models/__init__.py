@@ -24,6 +24,7 @@ def _families() -> dict[str, Callable[[Any, int, InputShape], "nn.Module"]]:
     from cifarlab.models.airbench import build_airbench
     from cifarlab.models.alexnet import build_alexnet
     from cifarlab.models.mlp import build_mlp
+    from cifarlab.models.resnet import build_resnet
     from cifarlab.models.vgg import build_vgg
     from cifarlab.models.vgg16 import build_vgg16
 
@@ -31,6 +32,7 @@ def _families() -> dict[str, Callable[[Any, int, InputShape], "nn.Module"]]:
         "airbench": build_airbench,
         "alexnet": build_alexnet,
         "mlp": build_mlp,
+        "resnet": build_resnet,
         "vgg": build_vgg,
         "vgg16": build_vgg16,
     }

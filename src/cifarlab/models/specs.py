@@ -110,6 +110,29 @@ class Airbench(Spec):
     )
 
 
+class ResNet(Spec):
+    """A residual network for small pictures (He and others, arXiv 1512.03385): a 3x3 stem that keeps their size.
+
+    Each stage but the first halves height and width; basic blocks, a global mean, one dense layer.
+    """
+
+    name: Literal["resnet"] = "resnet"
+    widths: tuple[Width, ...] = Field(
+        default=(64, 128, 256, 512), min_length=1, max_length=6, description="filters of each stage"
+    )
+    blocks: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(
+        default=(2, 2, 2, 2), min_length=1, max_length=6, description="basic blocks of each stage"
+    )
+
+    @model_validator(mode="after")
+    def blocks_for_each_stage(self) -> "ResNet":
+        if len(self.blocks) != len(self.widths):
+            raise ValueError(
+                f"blocks needs one number for each of the {len(self.widths)} stages, {len(self.blocks)} given"
+            )
+        return self
+
+
 class VGG16(Spec):
     """VGG16's convolutional base (Simonyan and Zisserman, arXiv 1409.1556, configuration D) and a small head (T5).
 
@@ -130,4 +153,4 @@ class VGG16(Spec):
     dense_dropout: Rate = Field(default=0.0, description="dropout rate after it")
 
 
-ModelSpec = Annotated[Union[VGG, MLP, AlexNet, VGG16, Airbench], Field(discriminator="name")]
+ModelSpec = Annotated[Union[VGG, MLP, AlexNet, VGG16, Airbench, ResNet], Field(discriminator="name")]
