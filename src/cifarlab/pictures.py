@@ -113,7 +113,7 @@ def find_pictures(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     for path in map(Path, paths):
         if not path.is_dir():
             if not path.exists():
-                raise UserError(f"no such file or folder: {path}{_nearest_sibling(path)}")
+                raise UserError(f"no such file or folder: {path}{nearest_sibling(path)}")
             found.append(path)
             continue
         inside = sorted(_pictures_below(path))
@@ -142,7 +142,8 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
-def _nearest_sibling(path: Path) -> str:
+def nearest_sibling(path: Path) -> str:
+    """The end of a message about a path that does not exist: what beside it has a name like that."""
     try:
         return nearest(path.name, os.listdir(path.parent))
     except OSError:

@@ -1,43 +1,13 @@
 """What pictures a person has: layouts, and what is wrong with them."""
 
 import pickle
-import zipfile
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from picture_files import make, zipped
 
-from cifarlab.data.listing import Listing, list_pictures
+from cifarlab.data.listing import Listing, Reading, check_trainable, list_pictures
 from cifarlab.errors import UserError
-
-
-def picture(seed: int = 0, size: tuple[int, int] = (8, 6), format: str = "PNG") -> bytes:
-    """A small picture of noise, as the bytes of a file."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    file = BytesIO()
-    Image.fromarray(pixels).save(file, format)
-    return file.getvalue()
-
-
-def make(root: Path, *names: str) -> Path:
-    """A folder with a picture under each name, or an empty folder where a name ends with `/`."""
-    for seed, name in enumerate(names):
-        path = root / name
-        if name.endswith("/"):
-            path.mkdir(parents=True)
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(seed))
-    return root
-
-
-def zipped(folder: Path, path: Path) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for inside in sorted(folder.rglob("*")):
-            archive.write(inside, inside.relative_to(folder))
-    return path
 
 
 def told(listing: Listing) -> list[tuple[str, str, str | None]]:
@@ -45,9 +15,9 @@ def told(listing: Listing) -> list[tuple[str, str, str | None]]:
     return [(entry.name, listing.classes[entry.label], entry.split) for entry in listing.entries]
 
 
-def refusal(path: Path) -> str:
+def refusal(path: Path, labels_from: str | None = None) -> str:
     with pytest.raises(UserError) as caught:
-        list_pictures(path)
+        check_trainable(list_pictures(path, Reading(labels_from=labels_from)))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -128,3 +98,103 @@ def test_what_systems_leave_behind_is_passed_over(tmp_path, as_given):
     listing = list_pictures(as_given(folder))
     assert [entry.name for entry in listing.entries] == ["cat/1.png", "dog/1.png"]
     assert listing.left_out == () and listing.empty_classes == ()
+
+
+def test_pictures_beside_the_class_folders_are_told(tmp_path, as_given):
+    listing = list_pictures(as_given(make(tmp_path / "x", "cat/1.png", "dog/1.png", "loose.png")))
+    assert listing.left_out == (("loose.png", "not in a class folder"),)
+
+
+# --- what cannot be trained on ---
+
+
+def test_what_is_not_there(tmp_path):
+    make(tmp_path, "photos/")
+    assert refusal(tmp_path / "photo").endswith("photo; did you mean 'photos'?")
+
+
+@pytest.mark.parametrize("names", [(), ("cat/", "dog/"), (".hidden/1.png",)])
+def test_no_pictures(tmp_path, as_given, names):
+    (tmp_path / "x").mkdir()
+    assert "no pictures in" in refusal(as_given(make(tmp_path / "x", *names)))
+
+
+def test_no_pictures_but_other_files(tmp_path):
+    make(tmp_path, "cat/1.tif", "cat/2.tif", "dog/1.txt")
+    assert refusal(tmp_path).endswith("; other files: 2 of .tif, 1 of .txt")
+
+
+def test_one_class(tmp_path, as_given):
+    assert "has one class only: 'cat'" in refusal(
+        as_given(make(tmp_path / "x", "cat/1.png", "cat/2.png", "dog/"))
+    )
+
+
+def test_no_class_folders(tmp_path, as_given):
+    told = refusal(as_given(make(tmp_path / "x", "cat_1.png", "dog_1.png")))
+    assert "no folder for each class" in told and "--labels-from" in told
+
+
+def test_a_class_without_training_pictures(tmp_path):
+    told = refusal(make(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/owl/1.png"))
+    assert told.endswith("has no training picture of owl")
+
+
+def test_splits_or_classes(tmp_path):
+    assert "is train a split or a class?" in refusal(make(tmp_path / "a", "train/x/1.png", "car/x/1.png"))
+    told = refusal(make(tmp_path / "b", "train/a/1.png", "train/b/1.png", "val/a/1.png", "valid/a/1.png"))
+    assert "the validation split twice: val and valid" in told
+
+
+def test_a_file_that_is_no_data_set(tmp_path):
+    assert "is a file, but not a data set" in refusal(make(tmp_path, "1.png") / "1.png")
+
+
+# --- labels from names ---
+
+
+def test_labels_from_file_names(tmp_path, as_given):
+    folder = as_given(make(tmp_path / "x", "great_owl_017.jpg", "below/cat_2.png", "dog_3.PNG", "notes.txt"))
+    listing = list_pictures(folder, Reading(labels_from=r"(.+)_\d+"))
+    assert told(listing) == [
+        ("below/cat_2.png", "cat", None), ("dog_3.PNG", "dog", None), ("great_owl_017.jpg", "great_owl", None),
+    ]  # fmt: skip
+    assert listing.left_out == (("notes.txt", "not a picture, by its suffix"),)
+
+
+@pytest.mark.parametrize("pattern", [r"(?P<split>\w+)-(?P<label>\w+)-", r"(?P<label>\w+)-\d"])
+def test_splits_from_file_names(tmp_path, pattern):
+    names = "train/train-cat-1.png", "train/train-dog-1.png", "test/test-cat-1.png"
+    listing = list_pictures(make(tmp_path, *names), Reading(labels_from=pattern))
+    assert {(label, split) for _, label, split in told(listing)} == {
+        ("cat", "train"), ("dog", "train"), ("cat", "test"),
+    }  # fmt: skip
+
+
+def test_labels_from_the_whole_path(tmp_path):
+    listing = list_pictures(make(tmp_path, "a/cat/1.png", "b/dog/1.png"), Reading(labels_from="./(.+)/"))
+    assert listing.classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        ("(.+", "is not a regular expression"),
+        (".+", "has no group"),
+        (r"([a-z]+)_\d", "finds no label in 1 of the 2 pictures in"),
+        (r"(x?)", "finds no label in 2 of the 2 pictures in"),
+        (r"(.)(?P<split>_1)?", "has one class only"),
+    ],
+)
+def test_patterns_that_do_not_do(tmp_path, pattern, reason):
+    assert reason in refusal(make(tmp_path, "cat_1.png", "cat.png"), pattern)
+
+
+def test_splits_in_some_names_only(tmp_path):
+    make(tmp_path, "train/cat_1.png", "dog_1.png")
+    assert "1 pictures are of a split and 1 of none, as dog_1.png" in refusal(tmp_path, "(cat|dog)")
+
+
+def test_a_pattern_for_what_has_labels(tmp_path):
+    (tmp_path / "a.csv").write_text("path,label\n")
+    assert "--labels-from is for a folder or zip" in refusal(tmp_path / "a.csv", "(.)")

@@ -5,15 +5,16 @@ Each layout that is understood gives a `Listing`. Whatever uses somebody's own p
 
 from __future__ import annotations
 
+import zipfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cifarlab.data.trees import Tree, open_tree, parent_of
+from cifarlab.data.trees import Tree, open_tree
 from cifarlab.errors import UserError, one_of
-from cifarlab.pictures import OPENERS, SUFFIXES
+from cifarlab.pictures import OPENERS, SUFFIXES, nearest_sibling
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -27,14 +28,14 @@ SPLIT_NAMES: dict[str, SplitName] = {
     "testing": "test",
 }
 NOT_A_PICTURE = "not a picture, by its suffix"
-NO_CLASS_FOLDER = "not in a class folder"
-BESIDE_SPLITS = "beside the folders of splits"
 
 
 @dataclass(frozen=True)
 class Reading:
     """How somebody's pictures are to be read: kept with a run, so that they are read alike for ever after."""
 
+    labels_from: str | None = None
+    """A regular expression whose group `label`, or else first group, is the label in a file's name."""
     skip_unreadable: bool = False
     """Go on without the pictures that cannot be read."""
 
@@ -77,15 +78,33 @@ class Listing:
 
 
 def list_pictures(path: Path, reading: Reading = Reading()) -> Listing:
-    """The pictures at `path`: a folder or a zip with a folder for each class, below `train/`, `val/` or `valid/`, and
-    `test/`, or without these.
+    """The pictures at `path`, in whichever layout of `cifarlab.data.layouts` it has.
 
-    Below a class folder pictures may lie at any depth. A folder that holds nothing but one folder stands for that one.
-    Raises UserError if there is nothing at `path`, or no picture that belongs to a class.
+    A manifest (`.csv`, `.tsv`, `.parquet`); arrays (`.npz`); or a folder or zip, with labels from file names if
+    `reading` says how, else by the manifest within it, else by a folder for each class.
+    Raises UserError if there is nothing at `path`, or no picture of which a class is known.
     """
+    from cifarlab.data.layouts import class_folders, file_names, manifest, npz
+
     if not path.exists():
-        raise UserError(f"no such file or folder: {path}")
-    return class_folders(open_tree(path))
+        raise UserError(f"no such file or folder: {path}{nearest_sibling(path)}")
+    is_tree = path.is_dir() or zipfile.is_zipfile(path) or path.suffix.lower() == ".zip"
+    if reading.labels_from is not None and (path.suffix.lower() == ".npz" or not is_tree):
+        raise UserError(f"--labels-from is for a folder or zip of pictures, and {path} is neither")
+    if path.suffix.lower() == ".npz" and path.is_file():
+        return npz.list_npz(path)
+    if manifest.is_manifest(path.name) and path.is_file():
+        return manifest.list_manifest(path)
+    if not is_tree:
+        raise UserError(
+            f"{path} is a file, but not a data set: a zip, a manifest ({one_of(manifest.SUFFIXES)}) or a .npz is needed"
+        )
+    tree = open_tree(path)
+    if reading.labels_from is not None:
+        return file_names.labels_from_names(tree, reading.labels_from)
+    if named := manifest.find_manifest(tree):
+        return manifest.from_manifest(tree, named)
+    return class_folders.class_folders(tree)
 
 
 def check_trainable(listing: Listing) -> None:
@@ -123,94 +142,3 @@ def no_pictures(listed: Tree) -> UserError:
     return UserError(
         f"no pictures in {listed.location}: {one_of(OPENERS)} files are looked for, by suffix{there}"
     )
-
-
-# --- a folder for each class ---
-
-
-def class_folders(tree: Tree) -> Listing:
-    """A listing of pictures that lie in a folder for each class, with folders of splits above them or not."""
-    pictures = [name for name in tree.names if is_picture(name)]
-    if not pictures:
-        raise no_pictures(tree)
-    root = _root(tree, pictures)
-    splits = _split_folders(tree, root, pictures)
-    found: list[tuple[str, str, SplitName | None]] = []
-    left_out = [(name, NOT_A_PICTURE) for name in tree.names if not is_picture(name)]
-    for name in pictures:
-        parts = name[len(root) :].split("/")
-        split = splits.get(parts[0])
-        if splits and split is None:
-            left_out.append((name, BESIDE_SPLITS))
-        elif len(parts) < (3 if splits else 2):
-            left_out.append((name, NO_CLASS_FOLDER))
-        else:
-            found.append((name, parts[1 if splits else 0], split))
-    if not found:
-        raise UserError(_no_classes(tree, root, splits))
-    named = _class_names(tree, root, splits)
-    classes = ordered_classes(label for _, label, _ in found)
-    index = {name: label for label, name in enumerate(classes)}
-    return Listing(
-        location=tree.location,
-        layout="class folders" + (f" in {', '.join(splits)}" if splits else ""),
-        classes=classes,
-        entries=tuple(Entry(name, index[label], split) for name, label, split in found),
-        tree=tree,
-        empty_classes=ordered_classes(named - set(classes)),
-        left_out=(*tree.left_out, *left_out),
-    )
-
-
-def _root(tree: Tree, pictures: Sequence[str]) -> str:
-    """What every name begins with where folders hold nothing but one folder, as `photos/` in a zip of `photos`."""
-    root = ""
-    while True:
-        inside = {name[len(root) :].split("/")[0] for name in (*pictures, *_below(tree.folders, root))}
-        only = next(iter(inside))
-        is_class = any(parent_of(name) == root + only for name in pictures)
-        if len(inside) > 1 or only.lower() in SPLIT_NAMES or only in pictures or is_class:
-            return root
-        root += f"{only}/"
-
-
-def _below(names: Iterable[str], root: str) -> list[str]:
-    return [name for name in names if name.startswith(root) and name != root]
-
-
-def _split_folders(tree: Tree, root: str, pictures: Sequence[str]) -> dict[str, SplitName]:
-    """Folder name -> split, where the folders right below `root` are of splits and not of classes."""
-    named: dict[str, SplitName] = {
-        folder: SPLIT_NAMES[folder.lower()]
-        for name in tree.folders
-        if parent_of(name) == root.rstrip("/") and (folder := name[len(root) :]).lower() in SPLIT_NAMES
-    }
-    with_classes = {
-        parts[0] for name in pictures if len(parts := name[len(root) :].split("/")) > 2 and parts[0] in named
-    }
-    if not any(named[folder] == "train" for folder in with_classes):
-        return {}
-    beside = sorted(
-        {name[len(root) :].partition("/")[0] for name in pictures if "/" in name[len(root) :]} - set(named)
-    )
-    if len(named) == 1 and beside:
-        raise UserError(
-            f"{tree.location}: is {next(iter(named))} a split or a class? {one_of(beside[:4], 'and')} are beside it; "
-            "rename it, or list the pictures in a manifest"
-        )
-    for split in set(named.values()):
-        twice = sorted(folder for folder in named if named[folder] == split)
-        if len(twice) > 1:
-            raise UserError(f"{tree.location} has the {split} split twice: {one_of(twice, 'and')}; keep one")
-    return named
-
-
-def _class_names(tree: Tree, root: str, splits: dict[str, SplitName]) -> set[str]:
-    """The names of all class folders, of empty ones too."""
-    tops = [root + split for split in splits] or [root.rstrip("/")]
-    return {name.rpartition("/")[2] for name in tree.folders if parent_of(name) in tops}
-
-
-def _no_classes(tree: Tree, root: str, splits: dict[str, SplitName]) -> str:
-    where = f"{tree.location}/{root}" if root else str(tree.location)
-    return f"{where.rstrip('/')} holds pictures, but no folder for each class: their labels are not known"

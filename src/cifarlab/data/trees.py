@@ -198,7 +198,7 @@ def _walk(root: Path) -> Iterator[tuple[str, str]]:
 def _items(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as items:
-            return [item for item in items if not _is_clutter(item.name)]
+            return sorted((item for item in items if not _is_clutter(item.name)), key=lambda item: item.name)
     except OSError as error:
         raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
 
