@@ -20,6 +20,7 @@ from cifarlab import __version__
 from cifarlab.data import Source, open_source
 from cifarlab.environment import choose_device
 from cifarlab.errors import UserError, nearest, one_of
+from cifarlab.macro import macro_mean, uneven
 from cifarlab.preparation import Preparation
 from cifarlab.run import Run, Weights
 from cifarlab.tta import RULES, averaged, view_logits
@@ -68,10 +69,26 @@ class Evaluation:
     reused: bool = field(default=False, compare=False)
     validation_was_test: bool = False
 
+    @property
+    def macro_accuracy(self) -> float:
+        """The mean over classes of the part of their pictures that is right (balanced accuracy), 0..1."""
+        return macro_mean([(each.recall, each.n) for each in self.classes])
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean of F1 over classes, 0..1."""
+        return macro_mean([(each.f1, each.n) for each in self.classes])
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether classes differ so much in size that accuracy says little of the small ones."""
+        return uneven([each.n for each in self.classes])
+
     def to_dict(self) -> dict[str, Any]:
         """As `cifarlab evaluate --json` prints it."""
         content = asdict(self)
-        names = ("run", "split", "weights", "n", "loss", "accuracy", "tta", "accuracy_with_tta", "tta_views")
+        names = ("run", "split", "weights", "n", "loss", "accuracy", "macro_accuracy", "macro_f1")
+        names += ("tta", "accuracy_with_tta", "tta_views")
         return {name: getattr(self, name) for name in names} | {
             "classes": content["classes"],
             "confusion": content["confusion"],

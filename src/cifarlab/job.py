@@ -18,7 +18,7 @@ from cifarlab.data import Source, open_source
 from cifarlab.data.loader import WEIGHTS, BatchStream, derived_seed
 from cifarlab.data.splits import split_validation
 from cifarlab.environment import choose_device, choose_precision
-from cifarlab.errors import UserError
+from cifarlab.errors import UserError, one_of
 from cifarlab.models import build_model
 from cifarlab.models.airbench import WHITENED_PICTURES, fit_whitening
 from cifarlab.optim import build_optimizer
@@ -77,6 +77,19 @@ class Job:
     def judged_network(self) -> nn.Module:
         """`network` with the weights that are validated and saved."""
         return _after(self.weights, self.cached_layers)
+
+    @cached_property
+    def class_weights(self) -> Tensor | None:
+        """float32 (classes,) by which the loss of a picture of each class counts in training; None: all alike."""
+        wanted = self.recipe.loss.class_weights
+        if wanted == "none":
+            return None
+        if wanted == "balanced":
+            counts = torch.bincount(self.stream.labels.cpu(), minlength=len(self.source.classes))
+            weights = self.n_train / (int((counts > 0).sum()) * counts.clamp(min=1))
+        else:
+            weights = torch.tensor(wanted)
+        return weights.float().to(self.device)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -141,7 +154,9 @@ def prepare(
         augmentation=recipe.augment,
         preparation=preparation,
         sizes=tuple(round(scale * preparation.height) for scale in settings.training_scales),
+        sampling=settings.sampling,
     )
+    _check_class_weights(recipe, source.classes)
     held_out_split = source.load("test") if settings.validation == "test" else None
     if held_out_split is not None:
         validation = torch.tensor(held_out_split.images), torch.tensor(held_out_split.labels)
@@ -227,6 +242,15 @@ def _check_batches(recipe: Recipe, n_train: int, model: nn.Module) -> None:
         raise UserError(
             f"batch_size {recipe.batch_size} makes a batch of one of {n_train:,} training pictures, and batch"
             f" normalisation needs two or more: try {recipe.batch_size + 1 + (recipe.batch_size == 1)}"
+        )
+
+
+def _check_class_weights(recipe: Recipe, classes: tuple[str, ...]) -> None:
+    weights = recipe.loss.class_weights
+    if not isinstance(weights, str) and len(weights) != len(classes):
+        raise UserError(
+            f"loss.class_weights has {len(weights)} weights, and the data has {len(classes)} classes:"
+            f" {one_of(classes[:5], 'and') if len(classes) <= 5 else ', '.join(classes[:5]) + ', ...'}"
         )
 
 

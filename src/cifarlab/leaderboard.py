@@ -11,6 +11,7 @@ from typing import Any
 from cifarlab import text
 from cifarlab.errors import UserError
 from cifarlab.groups import Group, group_runs, runs_under, sample_key
+from cifarlab.macro import macro_mean, uneven
 from cifarlab.run import Run, chosen_row
 from cifarlab.statistics import Summary, summarize
 
@@ -23,6 +24,8 @@ class Entry:
         test: over the runs that `evaluate` has judged on the test set with the weights that their recipe names.
         test_with_tta: over the runs judged with test-time augmentation too; None where the recipe has none.
         tta_views: copies of each picture that those answers are averaged over.
+        test_macro, test_macro_f1: of the same runs, averaged over classes.
+        is_uneven: the classes of the test set differ much in size, so that macro averages say more.
         validation: over all runs, of those weights; None without validation pictures apart from the test set.
         n_unjudged: finished runs that were not judged on the test set.
         n_unfinished: runs whose training was cut off, or goes on; they are in no figure but this.
@@ -39,6 +42,9 @@ class Entry:
     test: Summary | None
     test_with_tta: Summary | None
     tta_views: int
+    test_macro: Summary | None
+    test_macro_f1: Summary | None
+    is_uneven: bool
     validation: Summary | None
     n_unjudged: int
     n_unfinished: int
@@ -59,6 +65,8 @@ class Entry:
             "test_accuracy": _summary_document(self.test),
             "test_accuracy_with_tta": _summary_document(self.test_with_tta),
             "tta_views": self.tta_views,
+            "test_macro_accuracy": _summary_document(self.test_macro),
+            "test_macro_f1": _summary_document(self.test_macro_f1),
             "validation_accuracy": _summary_document(self.validation),
             "unjudged": self.n_unjudged,
             "unfinished": self.n_unfinished,
@@ -101,6 +109,9 @@ def _entry(group: Group) -> Entry:
         test=_mean_of(tested, "accuracy"),
         test_with_tta=_mean_of(with_tta, "accuracy_with_tta"),
         tta_views=with_tta[0]["tta_views"] if with_tta else 1,
+        test_macro=summarize([_macro(recorded, "recall") for recorded in tested]) if tested else None,
+        test_macro_f1=summarize([_macro(recorded, "f1") for recorded in tested]) if tested else None,
+        is_uneven=any(uneven([each["n"] for each in recorded["classes"]]) for recorded in tested),
         validation=summarize(validated) if validated else None,
         n_unjudged=len(finished) - len(tested),
         n_unfinished=sum(not run.is_complete for run in group.runs),
@@ -117,6 +128,10 @@ def _entry(group: Group) -> Entry:
 
 def _mean_of(records: list[dict[str, Any]], figure: str) -> Summary | None:
     return summarize([recorded[figure] for recorded in records]) if records else None
+
+
+def _macro(recorded: dict[str, Any], figure: str) -> float:
+    return macro_mean([(each[figure], each["n"]) for each in recorded["classes"]])
 
 
 def _test_record(run: Run) -> dict[str, Any] | None:

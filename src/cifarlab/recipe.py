@@ -78,6 +78,12 @@ class Data(Part):
         description="height and width of the training pictures in each pass over the data, as parts of those that they"
         " are judged at, the last for all that follow (progressive resizing); empty: 1",
     )
+    sampling: Literal["shuffled", "balanced"] = Field(
+        default="shuffled",
+        description="which training pictures a pass over the data takes: shuffled: each once; balanced: as many"
+        " pictures as there are, the same number of each class, drawn anew for every pass: of large classes some, those"
+        " of small ones several times",
+    )
     steps_per_epoch: Literal["ceil", "floor"] | Annotated[int, Field(ge=1)] = Field(
         default="ceil",
         description="images / batch_size rounded up, or down: with floor, passes over the data drift against epochs"
@@ -129,6 +135,20 @@ class Augment(Part):
     cutout: Annotated[int, Field(ge=0, le=224)] = Field(
         default=0, description="pixels a side of a square set to the mean colour (arXiv 1708.04552)"
     )
+
+    copies: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1,
+        description="of each picture in a batch, each changed in its own way: a batch has batch_size times as many"
+        " (arXiv 1901.09335); for small training sets",
+    )
+
+    @model_validator(mode="after")
+    def copies_differ(self) -> "Augment":
+        if self.copies > 1 and self.changes_nothing:
+            raise ValueError(
+                "augment.copies needs a change that makes them differ, such as augment.shift or augment.flip"
+            )
+        return self
 
     @property
     def changes_nothing(self) -> bool:
@@ -314,9 +334,22 @@ class Regularization(Part):
 
 class Loss(Part):
     label_smoothing: Fraction = 0.0
+    class_weights: Literal["none", "balanced"] | tuple[Positive, ...] = Field(
+        default="none",
+        description="of each picture's loss in training, by its class: balanced: pictures / (classes * pictures of"
+        " the class), so that every class weighs the same in all; or a list with a weight for each class, in order;"
+        " the training loss that is shown has them, the validation loss has not",
+    )
     reduction: Literal["mean", "sum"] = Field(
         default="mean", description="over the batch, for the gradient; the loss that is shown is the mean"
     )
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def weights_are_named_or_listed(cls, value: Any) -> Any:
+        if value in ("none", "balanced") or isinstance(value, list | tuple):
+            return value
+        raise ValueError(f"should be none, balanced or a list of numbers, {value!r} given")
 
 
 class EMA(Part):
@@ -542,7 +575,7 @@ def tied_to_total(schedule: Schedule) -> bool:  # type: ignore[valid-type]
 
 
 def _takes_word_none(field: str) -> bool:
-    return field.strip() == "data.validation"
+    return field.strip() in ("data.validation", "loss.class_weights")
 
 
 def _place(content: dict[str, Any], field: str, value: Any) -> str | None:

@@ -269,7 +269,11 @@ def train_step(job: Job, images: Tensor, labels: Tensor, step: int, rate: float)
     with autocast(job):
         logits = job.network(images)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # up from bfloat16, never down
-    loss = F.cross_entropy(logits, labels, label_smoothing=recipe.loss.label_smoothing)
+    if job.class_weights is None:
+        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.loss.label_smoothing)
+    else:  # over the number of pictures, not the sum of their weights, so that every picture counts as its class does
+        each = F.cross_entropy(logits, labels, label_smoothing=recipe.loss.label_smoothing, reduction="none")
+        loss = (each * job.class_weights[labels]).mean()
     loss = loss + l2_penalty(job.model, recipe.regularization)
     job.optimizer.zero_grad(set_to_none=True)
     (loss * len(labels) if recipe.loss.reduction == "sum" else loss).backward()

@@ -95,3 +95,62 @@ def test_pictures_are_scaled_to_the_size_of_their_pass() -> None:
     again, _ = next(growing.from_step(2))
     assert torch.equal(again, batches[2][0])
     assert torch.equal(batches[4][0] * 255, pixels[batches[4][1]].permute(0, 3, 1, 2).float())
+
+
+def classes_in_passes(labels: torch.Tensor, passes: int) -> list[torch.Tensor]:
+    """The indices of the pictures in each pass of a balanced stream."""
+    images = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 4, 4, 3).contiguous()
+    balanced = BatchStream(images, labels, 8, 3, Augment(), SCALE, sampling="balanced")
+    batches = list(itertools.islice(balanced.from_step(0), passes * balanced.batches_per_pass))
+    seen = [(images[:, 0, 0, 0] * 255).round().long() for images, _ in batches]
+    for batch, (_, batch_labels) in zip(seen, batches, strict=True):
+        assert torch.equal(labels[batch], batch_labels)
+    n = balanced.batches_per_pass
+    return [torch.cat(seen[first : first + n]) for first in range(0, len(seen), n)]
+
+
+def test_balanced_sampling_gives_every_class_its_share_of_every_pass() -> None:
+    labels = torch.tensor([0] * 30 + [1] * 9 + [3] * 2)  # no picture of class 2
+    first, second = classes_in_passes(labels, 2)
+    for one_pass in (first, second):
+        counts = torch.bincount(labels[one_pass], minlength=4)
+        assert len(one_pass) == 41 and counts[2] == 0 and set(counts[[0, 1, 3]].tolist()) <= {13, 14}
+        uses = torch.bincount(one_pass, minlength=41)
+        assert uses[:30].max() == 1  # of the large class, some
+        assert uses[30:39].min() >= 1 and uses[30:39].max() <= 2  # of the small ones all, about equally often
+        assert uses[39:].max() - uses[39:].min() <= 1
+    assert set(first[first < 30].tolist()) != set(second[second < 30].tolist())
+
+
+def test_balanced_sampling_starts_at_any_step() -> None:
+    labels = torch.tensor([0] * 30 + [1] * 9)
+    images = torch.arange(39, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 4, 4, 3).contiguous()
+    balanced = BatchStream(images, labels, 8, 3, Augment(flip=0.5, shift=0.2), SCALE, sampling="balanced")
+    whole = list(itertools.islice(balanced.from_step(0), 12))
+    for step in (3, 5, 7):
+        again, again_labels = next(balanced.from_step(step))
+        assert torch.equal(whole[step][0], again) and torch.equal(whole[step][1], again_labels)
+
+
+def test_copies_stand_in_one_batch_each_changed_in_its_own_way() -> None:
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8))
+    copied = BatchStream(images, torch.arange(20), 8, 3, Augment(shift=0.3, copies=3), SCALE)
+    batches = list(itertools.islice(copied.from_step(0), 3))
+    assert [len(labels) for _, labels in batches] == [24, 24, 12] and copied.batches_per_pass == 3
+    for pictures, labels in batches:
+        counts = torch.bincount(labels, minlength=20)
+        assert set(counts.tolist()) <= {0, 3}
+        groups = pictures.view(-1, 3, *pictures.shape[1:])
+        assert torch.equal(labels.view(-1, 3), labels.view(-1, 3)[:, :1].expand(-1, 3))
+        assert not torch.equal(groups[:, 0], groups[:, 1]) and not torch.equal(groups[:, 1], groups[:, 2])
+    again, _ = next(copied.from_step(1))
+    assert torch.equal(again, batches[1][0])
+
+
+def test_copies_of_alternating_flips_take_turns() -> None:
+    images = torch.arange(2, dtype=torch.uint8).view(1, 1, 2, 1).expand(1, 1, 2, 3).contiguous()
+    augmentation = Augment(flip=0.5, flip_rule="alternating", copies=2)
+    one = BatchStream(images, torch.zeros(1, dtype=torch.int64), 1, 0, augmentation, SCALE)
+    (first, _), (second, _) = itertools.islice(one.from_step(0), 2)
+    assert not torch.equal(first[0], first[1])
+    assert torch.equal(first[0], second[1]) and torch.equal(first[1], second[0])

@@ -64,6 +64,11 @@ def _print_result(console: Console, result: Evaluation, data: str) -> None:
     if result.accuracy_with_tta is not None:
         average = f"(mean of {result.tta_views} views of each picture: test-time augmentation)"
         console.print(f"with TTA  {text.percent(result.accuracy_with_tta, 2)}  {average}")
+    if result.is_uneven:
+        console.print(
+            f"macro     {text.percent(result.macro_accuracy, 2)}  (mean over classes, which are uneven)"
+        )
+        console.print(f"macro F1  {text.percent(result.macro_f1, 2)}")
     console.print(f"loss      {text.number(result.loss)}\n")
     width = max(len("class"), *(len(each.name) for each in result.classes))
     console.print(f"{'class':{width}}  precision   recall       F1  pictures", style="dim")

@@ -74,6 +74,10 @@ def _details(entry: Entry) -> str:
     parts = [f"{count} {what}" for count, what in left if count]
     if entry.test_with_tta is not None:
         parts.append(f"with {entry.tta_views} test-time views {mean_text(entry.test_with_tta)}")
+    if entry.is_uneven:
+        parts.append(
+            f"classes uneven, macro {mean_text(entry.test_macro)}, F1 {mean_text(entry.test_macro_f1)}"
+        )
     if entry.validation is not None:
         parts.append(f"validation {mean_text(entry.validation)}")
     parts.append(f"{epochs_text(entry)} epoch{'' if entry.planned_epochs == 1 else 's'}")

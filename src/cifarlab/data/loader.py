@@ -27,11 +27,13 @@ class BatchStream:
     """An endless shuffled stream over the training pictures, cut into batches.
 
     A pass over the pictures has ceil(n / batch_size) batches, the last of which may be short; a new order and new
-    augmentation are drawn for each pass.
+    augmentation are drawn for each pass. With `augmentation.copies` above 1 each picture stands that many times in
+    its batch, changed in as many ways.
 
     Attributes:
         images: uint8 (N, H, W, 3), on the training device; or what was computed from them, where `prepared`.
         labels: int64 (N,), on the training device.
+        sampling: "shuffled", or "balanced": the recipe's `data.sampling`.
         sizes: pixels a side that pictures are scaled to in each pass, the last for all that follow; empty: their own.
     """
 
@@ -43,6 +45,7 @@ class BatchStream:
     preparation: Preparation
     prepared: bool = False
     sizes: tuple[int, ...] = ()
+    sampling: str = "shuffled"
 
     @property
     def batches_per_pass(self) -> int:
@@ -52,10 +55,11 @@ class BatchStream:
         """The batches from global step `step` on: prepared pictures float32 (B, 3, H, W), channels last in memory, and
         labels int64 (B,)."""
         one_pass, position = divmod(step, self.batches_per_pass)
+        size = self.batch_size * self.augmentation.copies
         while True:
             order, draws = self._plan(one_pass)
-            for first in range(position * self.batch_size, len(order), self.batch_size):
-                last = min(first + self.batch_size, len(order))
+            for first in range(position * size, len(order), size):
+                last = min(first + size, len(order))
                 chosen = order[first:last]
                 images = self.images[chosen].permute(0, 3, 1, 2)
                 batch_draws = None if draws is None else draws.slice(first, last)
@@ -82,15 +86,38 @@ class BatchStream:
         return images if self.prepared else self.preparation(images)
 
     def _plan(self, one_pass: int) -> tuple[Tensor, augment.Draws | None]:
-        """The order of a pass and the augmentation of each of its pictures, in that order."""
+        """The order of a pass, copies one after the other, and the augmentation of each, in that order."""
         count, height, width, _ = self.images.shape
+        copies = self.augmentation.copies
         rng = np.random.Generator(np.random.PCG64(derived_seed(self.seed, ORDER, one_pass)))
-        order = torch.from_numpy(rng.permutation(count)).to(self.images.device)
+        if self.sampling == "balanced":
+            pictures = balanced_order(self.labels.cpu().numpy(), rng)
+        else:
+            pictures = rng.permutation(count)
+        order = torch.from_numpy(pictures.repeat(copies)).to(self.images.device)
         draws = augment.draw(
-            self.augmentation, count, height, width, seed=derived_seed(self.seed, AUGMENT, one_pass)
+            self.augmentation, len(order), height, width, seed=derived_seed(self.seed, AUGMENT, one_pass)
         )
         if draws is not None and self.augmentation.flip_rule == "alternating":
             rng = np.random.Generator(np.random.PCG64(derived_seed(self.seed, FLIP, 0)))
             flipped_first = torch.from_numpy(rng.random(count) < self.augmentation.flip)
-            draws = replace(draws, flip=flipped_first[order.cpu()] ^ bool(one_pass % 2))
+            turn = (one_pass + torch.arange(len(order))) % 2 if copies > 1 else torch.tensor(one_pass % 2)
+            draws = replace(draws, flip=flipped_first[order.cpu()] ^ turn.bool())
         return order, None if draws is None else draws.to(self.images.device)
+
+
+def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Indices int64 (N,) into `labels` (N,), shuffled: each class that is there as often as any other, to within one.
+
+    A class with fewer pictures than its share gives all of them, as often as they go into it, and some once more;
+    one with more gives some of them.
+    """
+    classes = np.unique(labels)
+    share, left = divmod(len(labels), len(classes))
+    shares = share + (rng.permutation(len(classes)) < left)
+    chosen = []
+    for label, wanted in zip(classes, shares, strict=True):
+        of_class = np.flatnonzero(labels == label)
+        times, some = divmod(int(wanted), len(of_class))
+        chosen += [np.tile(of_class, times), rng.permutation(of_class)[:some]]
+    return rng.permutation(np.concatenate(chosen))

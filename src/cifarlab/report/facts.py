@@ -60,6 +60,13 @@ def _notes(run: Run, evaluation: Evaluation) -> list[str]:
         "The interval (Wilson's) is about the pictures: what this network would reach on other pictures of the same"
         f" kind. This is one training, seed {run.recipe.seed}: of how much another seed would differ it says nothing."
     ]
+    if evaluation.is_uneven:
+        sizes = [each.n for each in evaluation.classes]
+        notes.append(
+            f"The classes are uneven, {min(sizes):,} to {max(sizes):,} pictures, and large ones decide the accuracy."
+            f" Every class counted alike, it is {text.percent(evaluation.macro_accuracy, 2)}, and F1"
+            f" {text.percent(evaluation.macro_f1, 2)} (macro averages)."
+        )
     if evaluation.validation_was_test:
         notes.append(
             "Validation was the test set in this recipe: its test figures were seen after every epoch. No epoch was"
@@ -95,6 +102,11 @@ def recipe_facts(run: Run) -> Facts:
         "Epochs": f"{len(run.metrics):,} of {recipe.epochs:,}",
         "Seed": str(recipe.seed),
     }
+    if recipe.data.sampling != "shuffled":
+        facts["Sampling"] = recipe.data.sampling
+    if recipe.loss.class_weights != "none":
+        weights = recipe.loss.class_weights
+        facts["Class weights"] = weights if isinstance(weights, str) else ", ".join(f"{w:g}" for w in weights)
     return facts | ({"Notes": recipe.notes} if recipe.notes else {})
 
 

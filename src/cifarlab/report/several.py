@@ -126,6 +126,7 @@ def _figures(judged: Judged) -> dict[str, str]:
     return {
         "Accuracy": text.percent(judged.evaluation.accuracy, 2),
         "95 % interval": interval_text(right, len(judged.labels)),
+        **_macro_figures(judged),
         "Loss": text.number(judged.evaluation.loss),
         "Calibration error": text.percent(calibration.expected_error, 1),
         "… with temperature": text.percent(None if calibrated is None else calibrated.expected_error, 1),
@@ -136,6 +137,16 @@ def _figures(judged: Judged) -> dict[str, str]:
         "Parameters": f"{parameters:,}",
         "Multiply-adds": in_words(sum(layer["multiply_adds"] for layer in layers)),
         "Training time": text.duration(rows[-1]["elapsed_seconds"]) if rows else "–",
+    }
+
+
+def _macro_figures(judged: Judged) -> dict[str, str]:
+    evaluation = judged.evaluation
+    if not evaluation.is_uneven:
+        return {}
+    return {
+        "Macro accuracy": text.percent(evaluation.macro_accuracy, 2),
+        "Macro F1": text.percent(evaluation.macro_f1, 2),
     }
 
 
