@@ -19,6 +19,7 @@ KEPT = (
     "metrics.jsonl",
     "metrics.csv",
     "evaluation.json",
+    "calibration.json",
     "diverged.json",
     "figures/learning-curves.png",
 )

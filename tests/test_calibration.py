@@ -1,3 +1,7 @@
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,7 +9,13 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 
-from cifarlab.calibration import fit_temperature, measure_calibration
+from cifarlab import UserError, load_predictor
+from cifarlab.calibration import calibrate, fit_temperature, measure_calibration
+from cifarlab.cli import main
+from cifarlab.data import open_source
+from cifarlab.evaluation import load_answers
+from cifarlab.familiarity import score, threshold_at
+from cifarlab.run import Run
 
 
 def drawn(seed: int, n: int, classes: int = 4, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -60,3 +70,79 @@ def test_the_error_is_a_share_whatever_the_logits(seed: int, n: int, classes: in
 def test_a_probability_of_one_has_its_bin() -> None:
     found = measure_calibration(np.array([[1e4, 0.0]]), np.array([0]))
     assert found.bins[-1].n == 1 and found.expected_error == 0.0
+
+
+@pytest.fixture
+def run(demo_run: Run, tmp_path: Path) -> Run:
+    shutil.copytree(demo_run.path, tmp_path / "run")
+    return Run(tmp_path / "run")
+
+
+def test_a_calibrated_run_predicts_with_its_temperature_and_warns_at_its_rate(run: Run) -> None:
+    before = load_predictor(run)
+    found = calibrate(run, false_alarms=0.1)
+    assert found == run.calibration == json.loads((run.path / "calibration.json").read_text())
+    logits, labels = (tensor.numpy() for tensor in load_answers(run, "validation", "best"))
+    assert found["temperature"] == fit_temperature(logits, labels)
+    assert (found["n"], found["weights"], found["false_alarms"]) == (4400, "best", 0.1)
+    images = open_source("demo").load("train").images[run.data["validation_indices"][:200]]
+    plain, tempered = before.predict(images, top=10), load_predictor(run).predict(images, top=10)
+    for old, new, row in zip(plain, tempered, logits[:200].astype(float), strict=True):
+        assert [r.index for r in new.predictions] == [r.index for r in old.predictions]
+        expected = np.sort(softmax(row / found["temperature"]))[::-1]
+        assert [r.probability for r in new.predictions] == pytest.approx(expected, abs=1e-4)
+        assert old.unlike_training is None
+    unlike = score(logits, "energy") < found["threshold"]
+    assert unlike.mean() == pytest.approx(0.1, abs=0.001)
+    assert [each.unlike_training for each in tempered] == unlike[:200].tolist()
+
+
+def test_the_commands_say_what_is_unlike_the_training_pictures(
+    run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["calibrate", str(run.path), "--json", "--false-alarms", "0.05"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["expected_calibration_error"]) == {"before", "after"} and found["rule"] == "energy"
+    run.set_calibration({**found, "threshold": 1e9})  # every picture is strange to it
+    picture = run.path / "figures" / "learning-curves.png"
+    assert main(["predict", str(run.path), str(picture), "--csv", str(tmp_path / "found.csv")]) == 0
+    captured = capsys.readouterr()
+    assert "unlike the training pictures: its class is a guess" in captured.out
+    assert (
+        "1 of 1 picture unlike the training pictures; so are about 5 % of pictures like them" in captured.err
+    )
+    header, first, *_ = (tmp_path / "found.csv").read_text().splitlines()
+    assert header == "path,rank,class,probability,error,note"
+    assert first.endswith(",,unlike the training pictures")
+    assert main(["predict", str(run.path), str(picture), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["unlike_training"] is True
+
+
+def test_a_calibration_of_other_weights_is_not_used(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    calibrate(run)
+    tensors, header = run.load_weights("best")
+    run.publish([{**run.metrics[0], "epoch": 1}], tensors, header | {"step": 7})
+    assert load_predictor(run).calibration is None
+    assert main(["predict", str(run.path), str(run.path / "figures" / "learning-curves.png")]) == 0
+    assert "was calibrated with other weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("validation", ["none", "test"])
+def test_nothing_is_fitted_on_pictures_that_were_trained_on_or_are_judged(run: Run, validation: str) -> None:
+    data = run.recipe.data.model_copy(update={"validation": validation})
+    run.replan(run.recipe.model_copy(update={"data": data}))
+    with pytest.raises(UserError, match=f"no validation pictures to calibrate on.*{validation}"):
+        calibrate(run)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1])
+def test_a_rate_of_false_alarms_is_a_share(run: Run, rate: float) -> None:
+    with pytest.raises(UserError, match="above 0 and below 1"):
+        calibrate(run, false_alarms=rate)
+
+
+def test_scores_by_hand() -> None:
+    logits = np.log([[1.0, 2.0, 5.0], [0.1, 0.1, 0.2]])
+    assert score(logits, "energy") == pytest.approx(np.log([8.0, 0.4]))
+    assert score(logits, "max-logit") == pytest.approx(np.log([5.0, 0.2]))
+    assert threshold_at(np.arange(101.0), 0.02) == 2.0

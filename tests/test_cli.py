@@ -499,7 +499,7 @@ def test_a_bad_picture_does_not_stop_the_others(
     assert rows[1]["predictions"] == []
     lines = table.read_text().splitlines()
     assert len(lines) == 4
-    assert lines[0] == "path,rank,class,probability,error"
+    assert lines[0] == "path,rank,class,probability,error,note"
 
 
 @pytest.mark.parametrize("broken", [1, 2])

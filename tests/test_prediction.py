@@ -76,6 +76,7 @@ def test_a_path_gives_ranked_classes(predictor: Predictor, tmp_path: Path) -> No
             {"index": 1, "class": "green", "probability": prediction.predictions[0].probability},
             {"index": 0, "class": "red", "probability": prediction.predictions[1].probability},
         ],
+        "unlike_training": None,
     }
 
 
@@ -235,17 +236,17 @@ def test_the_csv_has_a_row_for_each_class_and_each_error(tmp_path: Path) -> None
     predictions = [
         Prediction("a, b.png", None, (Ranked(1, "green", 0.75), Ranked(0, "red", 0.25))),
         Prediction("c\udcff.png", "c is empty", ()),
-        Prediction(None, None, (Ranked(2, "blue", 1e-12),)),
+        Prediction(None, None, (Ranked(2, "blue", 1e-12),), unlike_training=True),
     ]
     path = tmp_path / "found.csv"
     write_csv(iter(predictions), path)
     text = path.read_bytes().decode("utf-8", "surrogateescape")
     assert list(csv.reader(text.splitlines())) == [
-        ["path", "rank", "class", "probability", "error"],
-        ["a, b.png", "1", "green", "0.75", ""],
-        ["a, b.png", "2", "red", "0.25", ""],
-        ["c\udcff.png", "", "", "", "c is empty"],
-        ["", "1", "blue", "1e-12", ""],
+        ["path", "rank", "class", "probability", "error", "note"],
+        ["a, b.png", "1", "green", "0.75", "", ""],
+        ["a, b.png", "2", "red", "0.25", "", ""],
+        ["c\udcff.png", "", "", "", "c is empty", ""],
+        ["", "1", "blue", "1e-12", "", "unlike the training pictures"],
     ]
 
     def fails() -> Iterator[Prediction]:

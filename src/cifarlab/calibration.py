@@ -4,13 +4,22 @@ Source: Guo and others, "On Calibration of Modern Neural Networks", arXiv 1706.0
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
+from cifarlab.errors import UserError
+from cifarlab.evaluation import evaluate, load_answers
+from cifarlab.familiarity import Rule, score, threshold_at
+from cifarlab.run import Run
+
 BINS = 15  # as in the paper
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures looked at
+RULE: Rule = "energy"  # finds more foreign pictures than the largest logit: benchmarks/foreign_pictures.py
+FALSE_ALARMS = 0.02  # of pictures like those trained on, called unlike them
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,52 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         options={"xatol": 1e-5},
     )
     return float(1.0 / found.x)  # type: ignore[attr-defined]
+
+
+def calibrate(
+    run: Run | str | Path, *, false_alarms: float = FALSE_ALARMS, data_dir: str | Path | None = None
+) -> dict[str, Any]:
+    """Fit a run's temperature, and when a picture is unlike its training pictures, on its validation pictures.
+
+    Both are written to the run's calibration.json, and prediction goes by them: {weights, weights_sha256, split, n,
+    temperature, expected_calibration_error: {before, after}, rule, threshold, false_alarms}. They are of the weights
+    that the recipe names; the stored answers are used where `evaluate` has looked at validation before.
+
+    Raises:
+        UserError: when the run has no validation pictures to choose by, or `false_alarms` is not between 0 and 1.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    if not run.recipe.data.may_choose:
+        raise UserError(
+            f"{run.path} has no validation pictures to calibrate on: its recipe says"
+            f" data.validation={run.recipe.data.validation}"
+        )
+    if not 0 < false_alarms < 1:
+        raise UserError(f"false alarms should be above 0 and below 1, {false_alarms:g} given")
+    weights = run.default_weights
+    evaluate(run, split="validation", data_dir=data_dir)
+    logits, labels = (tensor.numpy() for tensor in load_answers(run, "validation", weights))
+    if not np.isfinite(logits).all():
+        raise UserError(
+            f"{run.path}: the network's answers are not numbers: its weights are damaged or diverged"
+        )
+    temperature = fit_temperature(logits, labels)
+    found = {
+        "weights": weights,
+        "weights_sha256": run.weights_checksum(weights),
+        "split": "validation",
+        "n": len(labels),
+        "temperature": temperature,
+        "expected_calibration_error": {
+            "before": measure_calibration(logits, labels).expected_error,
+            "after": measure_calibration(logits, labels, temperature).expected_error,
+        },
+        "rule": RULE,
+        "threshold": threshold_at(score(logits, RULE), false_alarms),
+        "false_alarms": false_alarms,
+    }
+    run.set_calibration(found)
+    return found
 
 
 def _bin(low: float, high: float, confidence: np.ndarray, right: np.ndarray) -> Bin:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from cifarlab.errors import UserError
+from cifarlab.familiarity import score
 from cifarlab.files import write_atomic
 from cifarlab.pictures import read_picture
 from cifarlab.preparation import Preparation
@@ -30,7 +31,8 @@ DECODING_THREADS = min(4, os.cpu_count() or 1)  # Pillow decodes without Python'
 # CPUs, the choice is one from 8 pictures on; on accelerators every size may have its own, so there is one size only.
 CPU_BATCH_MULTIPLE = 16
 PICTURES_AHEAD = 2 * BATCH_SIZE  # decoded, or being decoded, while the network works: this bounds the memory
-CSV_COLUMNS = ("path", "rank", "class", "probability", "error")
+CSV_COLUMNS = ("path", "rank", "class", "probability", "error", "note")
+UNLIKE = "unlike the training pictures"
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
 Pictures = Picture | Sequence[Picture]
@@ -48,18 +50,28 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found for one picture: classes from the most probable on, or the reason why there are none."""
+    """What was found for one picture: classes from the most probable on, or the reason why there are none.
+
+    `unlike_training` is True for a picture unlike those that the network was trained on, whose classes are a guess;
+    None where nothing is known of it: the run was not calibrated, or there is an error.
+    """
 
     path: str | None
     error: str | None
     predictions: tuple[Ranked, ...]
+    unlike_training: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """{path, error, predictions: [{index, class, probability}]}"""
+        """{path, error, predictions: [{index, class, probability}], unlike_training}"""
         ranked = [
             {"index": r.index, "class": r.class_name, "probability": r.probability} for r in self.predictions
         ]
-        return {"path": self.path, "error": self.error, "predictions": ranked}
+        return {
+            "path": self.path,
+            "error": self.error,
+            "predictions": ranked,
+            "unlike_training": self.unlike_training,
+        }
 
 
 class Predictor:
@@ -69,12 +81,20 @@ class Predictor:
         model: float32 (N, 3, H, W) -> logits (N, classes); it is put into evaluation mode, where it is.
         preparation: the one that was stored with the weights; it knows the network's size.
         classes: the names, in the order of the logits.
+        calibration: the temperature and the threshold that `cifarlab.calibration.calibrate` found, or None.
     """
 
-    def __init__(self, model: nn.Module, preparation: Preparation, classes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        preparation: Preparation,
+        classes: Sequence[str],
+        calibration: dict[str, Any] | None = None,
+    ) -> None:
         self.model = model.eval()
         self.preparation = preparation
         self.classes = tuple(classes)
+        self.calibration = calibration
         self.device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
 
     def predict(self, pictures: Pictures, top: int = 3, progress: Progress | None = None) -> list[Prediction]:
@@ -106,26 +126,30 @@ class Predictor:
             raise UserError(f"top should be a whole number from 1 to {len(self.classes)}, {top!r} given")
         return self._stream(pictures, top)
 
-    def _probabilities(self, images: np.ndarray) -> np.ndarray:
-        """uint8 (N, H, W, 3) of the network's size -> float64 (N, classes); each row sums to 1."""
+    def _answers(self, images: np.ndarray) -> Iterator[tuple[np.ndarray, bool | None]]:
+        """uint8 (N, H, W, 3) of the network's size -> of each: probabilities float64 (classes,), `unlike_training`."""
         multiple = CPU_BATCH_MULTIPLE if self.device.type == "cpu" else BATCH_SIZE
         filled = np.zeros((len(images) + -len(images) % multiple, *images.shape[1:]), np.uint8)
         filled[: len(images)] = images
         inputs = torch.from_numpy(filled).to(self.device).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            logits = self.model(self.preparation(inputs))[: len(images)]
-            return torch.softmax(logits.double().cpu(), dim=1).numpy()
+            logits = self.model(self.preparation(inputs))[: len(images)].double().cpu()
+        known = self.calibration
+        if known is None:
+            return zip(torch.softmax(logits, dim=1).numpy(), repeat(None), strict=False)
+        unlike = score(logits.numpy(), known["rule"]) < known["threshold"]
+        return zip(torch.softmax(logits / known["temperature"], dim=1).numpy(), unlike.tolist(), strict=True)
 
     def _stream(self, pictures: Iterable[Picture], top: int) -> Iterator[Prediction]:
         decoded = self._decode(pictures)
         while batch := list(islice(decoded, BATCH_SIZE)):
             good = [image for _, image in batch if isinstance(image, np.ndarray)]
-            rows = iter(self._probabilities(np.stack(good)) if good else ())
+            answers = self._answers(np.stack(good)) if good else iter(())
             for path, image in batch:
                 if isinstance(image, str):
                     yield Prediction(path, image, ())
                 else:
-                    yield self._rank(path, next(rows), top)
+                    yield self._rank(path, *next(answers), top)
 
     def _decode(self, pictures: Iterable[Picture]) -> Iterator[tuple[str | None, np.ndarray | str]]:
         """(path, image or error) of each picture, in order, read by a few threads a little ahead of their use."""
@@ -156,15 +180,16 @@ class Predictor:
         except UserError as error:
             return str(error)
 
-    def _rank(self, path: str | None, probabilities: np.ndarray, top: int) -> Prediction:
+    def _rank(
+        self, path: str | None, probabilities: np.ndarray, unlike_training: bool | None, top: int
+    ) -> Prediction:
         if not np.isfinite(probabilities).all():
             return Prediction(
                 path, "the network's answer is not a number: its weights are damaged or diverged", ()
             )
         best = np.argsort(-probabilities, kind="stable")[:top]
-        return Prediction(
-            path, None, tuple(Ranked(int(i), self.classes[i], float(probabilities[i])) for i in best)
-        )
+        ranked = tuple(Ranked(int(i), self.classes[i], float(probabilities[i])) for i in best)
+        return Prediction(path, None, ranked, unlike_training)
 
 
 def load_predictor(
@@ -193,7 +218,9 @@ def load_predictor(
         )
     opened = run if isinstance(run, Run) else Run(Path(run))
     _check_device(device)
-    return Predictor(opened.load_model(weights, device), opened.load_preparation(weights), opened.classes)
+    chosen = weights or opened.default_weights
+    model, preparation = opened.load_model(chosen, device), opened.load_preparation(chosen)
+    return Predictor(model, preparation, opened.classes, opened.calibration_of(chosen))
 
 
 def _check_device(device: str) -> None:
@@ -205,7 +232,7 @@ def _check_device(device: str) -> None:
 
 
 def write_csv(predictions: Iterable[Prediction], path: str | os.PathLike[str]) -> None:
-    """Write `path, rank, class, probability, error`: a row for each ranked class, rank from 1, or one for an error.
+    """Write `path, rank, class, probability, error, note`: a row for each ranked class, from rank 1, or for an error.
 
     The file appears when it is complete. Raises UserError if it cannot be written.
     """
@@ -217,9 +244,10 @@ def write_csv(predictions: Iterable[Prediction], path: str | os.PathLike[str]) -
 def _csv_rows(prediction: Prediction) -> list[tuple[object, ...]]:
     path = prediction.path or ""
     if prediction.error is not None:
-        return [(path, "", "", "", prediction.error)]
+        return [(path, "", "", "", prediction.error, "")]
+    note = UNLIKE if prediction.unlike_training else ""
     return [
-        (path, rank, r.class_name, r.probability, "")
+        (path, rank, r.class_name, r.probability, "", note)
         for rank, r in enumerate(prediction.predictions, start=1)
     ]
 

@@ -42,8 +42,9 @@ METRICS: tuple[str, ...] = (
     "images_per_second",
     "elapsed_seconds",
 )
-RECIPE, ENVIRONMENT, DATA, STATE, EVALUATION, WRITERS = (
-    f"{name}.json" for name in ("recipe", "environment", "data", "state", "evaluation", "writers")
+RECIPE, ENVIRONMENT, DATA, STATE, EVALUATION, CALIBRATION, WRITERS = (
+    f"{name}.json"
+    for name in ("recipe", "environment", "data", "state", "evaluation", "calibration", "writers")
 )
 DIVERGED = "diverged.json"
 SUMS, LOCK, SUMS_LOCK, EVALUATION_LOCK = "SHA256SUMS", ".lock", ".sums.lock", ".evaluation.lock"
@@ -451,6 +452,19 @@ class Run:
 
         content = save(_contiguous(tensors), metadata={"cifarlab": json.dumps(header)})
         self._write({f"logits-{split}.safetensors": content})
+
+    @property
+    def calibration(self) -> dict[str, Any] | None:
+        """calibration.json, as `cifarlab.calibration.calibrate` wrote it; None where it did not."""
+        return self._read_json(CALIBRATION) if (self.path / CALIBRATION).exists() else None
+
+    def set_calibration(self, content: dict[str, Any]) -> None:
+        self._write({CALIBRATION: _json(content)})
+
+    def calibration_of(self, weights: Weights) -> dict[str, Any] | None:
+        """The calibration, if it is of these weights as they are now."""
+        found = self.calibration
+        return found if found and found["weights_sha256"] == self.weights_checksum(weights) else None
 
     # Files and checksums
 

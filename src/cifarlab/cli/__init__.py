@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from cifarlab.cli import (
+    calibrate,
     compare,
     data,
     evaluate,
@@ -85,6 +86,7 @@ for verb, summary in (
     (train.train, "Train a recipe."),
     (train.resume, "Go on with a training."),
     (evaluate.evaluate, "Judge a run on the test set."),
+    (calibrate.calibrate, "Make a run's probabilities true."),
     (compare.compare, "Say whether one recipe is better than another."),
     (report.report, "Write one page about a run."),
     (leaderboard.leaderboard, "List runs by test accuracy."),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cifarlab.prediction import Prediction, Predictor
+    from cifarlab.run import Run
 
 BAR_WIDTH = 30
 FEW = 10  # up to this many pictures get a chart each, more a line each
@@ -35,7 +36,7 @@ def predict(
     top: Annotated[int, typer.Option("--top", metavar="K", help="Classes to give for each picture.")] = 3,
     csv: Annotated[
         Path | None,
-        typer.Option("--csv", metavar="FILE", help="Write path, rank, class, probability, error."),
+        typer.Option("--csv", metavar="FILE", help="Write path, rank, class, probability, error, note."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -75,10 +76,26 @@ def predict(
         also = f" and {len(failed):,} that could not be read" if failed else ""
         read = text.count(len(predictions) - len(failed), "picture")
         console.print(f"{read}{also}, written to {csv}", markup=False)
+    _note_calibration(opened, predictor, predictions)
     if opened.recipe.data.validation == "test":
         screen.note(f"{opened.path}: {screen.VALIDATION_IS_TEST}")
     if failed:
         raise UserError(_failures(failed, len(predictions), are_in_report=as_json or csv is not None))
+
+
+def _note_calibration(run: Run, predictor: Predictor, predictions: list[Prediction]) -> None:
+    """How many pictures are of something else, and how far that can be trusted."""
+    if predictor.calibration is None:
+        if run.calibration is not None:
+            screen.note(
+                f"{run.path} was calibrated with other weights: `cifarlab calibrate {run.path}` again"
+            )
+        return
+    unlike = sum(bool(prediction.unlike_training) for prediction in predictions)
+    if unlike:
+        rate = text.percent(predictor.calibration["false_alarms"], 0)
+        of_all = f"{unlike:,} of {text.count(len(predictions), 'picture')}"
+        screen.note(f"{of_all} unlike the training pictures; so are about {rate} of pictures like them")
 
 
 def _run_and_pictures(paths: Sequence[Path], run: Path | None) -> tuple[Path, Sequence[Path]]:
@@ -119,9 +136,13 @@ def _watched(predictor: Predictor, pictures: list[Path], top: int, *, is_shown: 
 
 
 def _print_prediction(console: Console, prediction: Prediction, *, in_full: bool) -> None:
+    from cifarlab.prediction import UNLIKE
+
     path = text.one_line(prediction.path or "")
     if in_full:
         console.print(path, markup=False, style="bold")
+        if prediction.unlike_training:
+            console.print(f"  {UNLIKE}: its class is a guess", markup=False, style="yellow")
         width = max(len(ranked.class_name) for ranked in prediction.predictions)
         for ranked in prediction.predictions:
             value = f"{text.percent(ranked.probability):>8}"
@@ -129,7 +150,8 @@ def _print_prediction(console: Console, prediction: Prediction, *, in_full: bool
             console.print(line, markup=False)
     else:
         ranked = "  ".join(f"{r.class_name} {text.percent(r.probability)}" for r in prediction.predictions)
-        console.print(f"{path}  {ranked}", markup=False)
+        note = f"  ({UNLIKE})" if prediction.unlike_training else ""
+        console.print(f"{path}  {ranked}{note}", markup=False)
 
 
 def _failures(failed: list[str], n: int, *, are_in_report: bool) -> str:
