@@ -53,6 +53,7 @@ def cifarlab_worker(settings: dict[str, Any]) -> None:
 
     overrides = {"data.validation": "none", "epochs": 10_000, **settings["overrides"]}
     job = prepare(override(get_recipe(settings["recipe"]), overrides), settings["data"], settings["data_dir"])
+    images = min(job.n_train, job.steps_per_epoch * job.recipe.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         events = fit(job, start(job, Path(folder) / "run"))
 
@@ -60,7 +61,7 @@ def cifarlab_worker(settings: dict[str, Any]) -> None:
             began = time.perf_counter()
             row = next(event for event in events if isinstance(event, EpochDone)).row
             whole_seconds = time.perf_counter() - began
-            steps_seconds = job.n_train / row["images_per_second"]
+            steps_seconds = images / row["images_per_second"]
             return {
                 "images_per_second": row["images_per_second"],
                 "steps": job.steps_per_epoch,
@@ -70,7 +71,7 @@ def cifarlab_worker(settings: dict[str, Any]) -> None:
         for _ in range(WARM_UP_EPOCHS):
             epoch()
         versions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-        answer({"ready": True, "images": job.n_train, "versions": versions})
+        answer({"ready": True, "images": images, "versions": versions})
         for line in sys.stdin:
             answer(step_shares(job) if line.strip() == "profile" else epoch())
 
@@ -284,11 +285,10 @@ def write_for_keras(recipe: Any, path: Path) -> None:
 
 def take_turns(recipe: Any, model_file: Path, options: argparse.Namespace) -> dict[str, Any]:
     name = recipe.name
-    precision = {"device.precision": options.precision}
+    precision: dict[str, Any] = {"device.precision": options.precision}
     plain = {"recipe": name, "data": options.data, "data_dir": options.data_dir}
-    sides = {
-        "cifarlab": Worker(sys.executable, "cifarlab", {**plain, "overrides": NO_AUGMENTATION | precision})
-    }
+    plainly = NO_AUGMENTATION | precision | ({"data.steps_per_epoch": options.steps} if options.steps else {})
+    sides = {"cifarlab": Worker(sys.executable, "cifarlab", {**plain, "overrides": plainly})}
     if options.augmented and not recipe.augment.changes_nothing:
         sides["cifarlab, augmented"] = Worker(sys.executable, "cifarlab", {**plain, "overrides": precision})
     for keras_precision, jit in itertools.product(options.keras_precision, options.keras_jit):
@@ -417,6 +417,7 @@ def main() -> None:
     parser.add_argument(
         "--augmented", action="store_true", help="ours with the recipe's augmentation as well"
     )
+    parser.add_argument("--steps", type=int, help="of an epoch, for both; default: all of the data")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument(
         "--data", default="demo", help="demo has 5,000 pictures an epoch; the shape is CIFAR-10's"
