@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cifarlab.process import prepare_environment
 
 if TYPE_CHECKING:
+    from cifarlab.classifier import CifarlabClassifier
     from cifarlab.comparison import compare
     from cifarlab.errors import DivergedError, Interrupted, UserError
     from cifarlab.evaluation import Evaluation, evaluate
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 prepare_environment()  # before torch is loaded
 
 _HOMES = {
+    "CifarlabClassifier": "classifier",
     "DivergedError": "errors",
     "Evaluation": "evaluation",
     "Interrupted": "errors",
@@ -52,6 +54,7 @@ _HOMES = {
 
 __all__ = [
     "RECIPES",
+    "CifarlabClassifier",
     "DivergedError",
     "Evaluation",
     "Interrupted",

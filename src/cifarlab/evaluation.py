@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from cifarlab import __version__
 from cifarlab.data import Source, open_source
+from cifarlab.data.sources import check_not_in_memory
 from cifarlab.environment import choose_device
 from cifarlab.errors import UserError, nearest, one_of
 from cifarlab.macro import macro_mean, uneven
@@ -105,6 +106,7 @@ def evaluate(
     *,
     split: str = "test",
     weights: str | None = None,
+    data: Source | None = None,
     data_dir: str | Path | None = None,
 ) -> Evaluation:
     """Judge a run's weights on a split, and write the result into the run's evaluation.json.
@@ -116,6 +118,7 @@ def evaluate(
         run: a run or its directory.
         split: "test", "validation" or "train" (the pictures trained on, as they are: without augmentation).
         weights: "best" or "last"; None for those that the run's recipe names.
+        data: the run's source again, which it needs where that was given in Python (`cifarlab.data.from_arrays`).
         data_dir: the folder of CIFAR-10's batches, or its parent; beats `CIFARLAB_DATA` and the user's cache.
 
     Raises:
@@ -132,7 +135,7 @@ def evaluate(
     opened = _opened_split(run, split)
     stored = _stored_logits(run, opened, chosen, views=len(RULES[run.recipe.test_time_views]))
     if stored is None:
-        views, labels, weights_sha256 = _compute_logits(run, split, chosen, data_dir)
+        views, labels, weights_sha256 = _compute_logits(run, split, chosen, data or data_dir)
         result = measure(run, split, chosen, views, labels, reused=False)
         _record(run, result, test_set_use_of=weights_sha256 if opened == "test" else None)
         _store_logits(run, opened, chosen, weights_sha256, views, labels)
@@ -230,10 +233,10 @@ def _opened_split(run: Run, split: str) -> str:
 
 
 def _compute_logits(
-    run: Run, split: str, weights: Weights, data_dir: str | Path | None
+    run: Run, split: str, weights: Weights, data: Source | str | Path | None
 ) -> tuple[Tensor, Tensor, str]:
     """Logits float32 (views, N, classes), labels int64 (N,), and the SHA-256 of the weights that the logits are of."""
-    images, labels = _pictures(run, _same_data(run, data_dir), split)
+    images, labels = _pictures(run, _same_data(run, data), split)
     device = choose_device(run.recipe.device.model_copy(update={"name": "auto"}))
     model, preparation, weights_sha256 = _load_network(run, weights, str(device))
     pictures = torch.from_numpy(images).to(device)
@@ -241,8 +244,12 @@ def _compute_logits(
     return views.cpu(), torch.from_numpy(labels), weights_sha256
 
 
-def _same_data(run: Run, data_dir: str | Path | None) -> Source:
-    source = open_source(run.data["name"], None if data_dir is None else Path(data_dir))
+def _same_data(run: Run, data: Source | str | Path | None) -> Source:
+    """The run's data, opened again; `data` is that already, or the folder it is in."""
+    if not isinstance(data, Source):
+        check_not_in_memory(run.data)
+        data = open_source(run.data["name"], None if data is None else Path(data))
+    source = data
     if source.checksum != run.data["checksum"]:
         raise UserError(
             f"{run.path} was trained on other data: {run.data['checksum']}, and {source.location} is {source.checksum}"

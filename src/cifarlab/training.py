@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from cifarlab.data import Source
 from cifarlab.data.loader import DROPOUT, derived_seed
+from cifarlab.data.sources import check_not_in_memory
 from cifarlab.environment import describe_environment
 from cifarlab.errors import DivergedError, Interrupted, UserError, one_of
 from cifarlab.features import FeaturesDone, cacheable_layers, with_features
@@ -91,6 +92,7 @@ def start(job: Job, out: str | Path | None = None) -> Run:
         "name": job.source.name,
         "location": job.source.location,
         "checksum": job.source.checksum,
+        "in_memory": job.source.in_memory,
         "classes": list(job.source.classes),
         "input_shape": list(job.input_shape),
         "n_train": job.n_train,
@@ -135,6 +137,8 @@ def reopen(
         UserError: when the run or its data are damaged, or the plan cannot be changed in this way.
     """
     run = Run(path)
+    if source is None:
+        check_not_in_memory(run.data)
     recipe = _replanned(run, epochs, dict(overrides or {}))
     if "initial_weights" in run.data and run.load_state() is None:
         raise UserError(f"{run.path} was killed before it kept the weights it began with: train it again")
@@ -543,18 +547,20 @@ def resume(
     run: str | Path | Run,
     *,
     epochs: int | None = None,
+    data: Source | None = None,
     data_dir: str | Path | None = None,
     log: Sequence[str] | None = None,
 ) -> Run:
     """Go on with a run after any interruption, or beyond its planned end. `epochs` is the new total.
 
-    `log` as for `train`; by default where the run was logged before.
+    `data` is the run's source again, which it needs where that was given in Python. `log` as for `train`; by default
+    where the run was logged before.
 
     Raises:
         UserError, DivergedError, Interrupted: as `reopen` and `fit` do.
     """
     path = run.path if isinstance(run, Run) else run
-    return _follow(*reopen(path, epochs, data_dir=data_dir), log)
+    return _follow(*reopen(path, epochs, data_dir=data_dir, source=data), log)
 
 
 def _follow(job: Job, run: Run, log: Sequence[str] | None) -> Run:

@@ -169,6 +169,9 @@ def resume(
     overrides = parse_assignments(settings or [])
     names = list(opened.writer_records) if not log else [] if log == ["none"] else log
     check_writers(names)
+    from cifarlab.data.sources import check_not_in_memory
+
+    check_not_in_memory(opened.data)
     source = open_source(opened.data["name"], data_dir)
     from cifarlab.training import reopen
 

@@ -12,10 +12,10 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -54,9 +54,17 @@ class Source:
     """`sha256:` and the SHA-256 of train pictures (N, H, W, C), train labels as uint8, test pictures and test
     labels: the same from whichever official file they are read."""
     read: Callable[[SplitName], Split]
+    splits: tuple[SplitName, ...] = SPLITS
+    in_memory: bool = False
+    """Given in Python (`arrays.py`): whoever needs the pictures of a run again must give the source again."""
 
     def load(self, split: SplitName) -> Split:
-        """Read one split, and only that one. Raises UserError if its files are missing or altered."""
+        """Read one split, and only that one. Raises UserError if it is missing, or its files are missing or altered."""
+        if split not in self.splits:
+            raise UserError(
+                f"{self.name} has no {split} pictures, only {one_of(self.splits, 'and')}: `--split validation` judges"
+                " those that were kept from training"
+            )
         return self.read(split)
 
 
@@ -79,6 +87,15 @@ def open_source(
     dataset = DATASETS[name]
 
     return open_dataset(dataset, data_dir, lambda: _fetch(dataset, progress))
+
+
+def check_not_in_memory(run_data: Mapping[str, Any]) -> None:
+    """Raises UserError where nobody but the user has the data that a run's data.json speaks of."""
+    if run_data.get("in_memory"):
+        raise UserError(
+            f"the run was trained on data given in Python ({run_data['name']}): give the same source again, as"
+            " data=..., in Python"
+        )
 
 
 def _fetch(dataset: cifar.Dataset, progress: Progress | None) -> Path:
