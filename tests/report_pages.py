@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from cifarlab.cli import main
+from cifarlab.evaluation import evaluate
 from cifarlab.run import Run
 
 FEW = 20  # pictures to change
@@ -39,6 +40,8 @@ class Page:
 
 def page_of(*runs: Run, options: Sequence[str] = ("--sample", "0")) -> Page:
     out = runs[0].path.parent / "report.html"
+    for run in () if "--split" in options else runs:
+        evaluate(run)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         assert main(["report", *(str(run.path) for run in runs), "--out", str(out), "--json", *options]) == 0

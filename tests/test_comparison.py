@@ -160,7 +160,7 @@ def test_a_record_is_compared_by_its_accuracy_alone(tmp_path):
 
 def test_other_data_other_pictures_and_one_group_are_refused(tmp_path):
     group_at(tmp_path / "a", [0.7])
-    with pytest.raises(UserError, match="all 1 runs are of one recipe, demo"):
+    with pytest.raises(UserError, match="1 finished run, all of one recipe, demo: give"):
         compare([tmp_path / "a"])
     group_at(tmp_path / "b", [0.7], data="cifar10")
     with pytest.raises(
@@ -257,3 +257,13 @@ def test_the_figure_marks_what_is_shown():
     figure.canvas.draw()
     drawn = figure.get_tightbbox().transformed(figure.dpi_scale_trans)
     assert drawn.x0 >= 0 and drawn.x1 <= figure.bbox.x1 and drawn.y1 <= figure.bbox.y1
+
+
+def test_a_group_without_a_finished_run_is_left_out(tmp_path):
+    for name, size in (("a", 32), ("b", 64)):
+        group_at(tmp_path / name, [0.5, 0.52, 0.54], batch_size=size)
+    (unjudged_run(tmp_path / "c" / "seed-0", batch_size=16).path / "metrics.jsonl").unlink()
+    result = compare([tmp_path])
+    assert len(result.groups) == 2 and any("c/seed-0 has finished 0 of 1" in note for note in result.notes)
+    with pytest.raises(UserError, match=r"give runs of two or more \(left out: .*seed-0"):
+        compare([tmp_path / "a", tmp_path / "c"])

@@ -243,3 +243,50 @@ def test_views_are_no_part_of_the_training(run: Run) -> None:
 
 def with_views(run: Run, rule: str = "mirror-shift") -> None:
     run.replan(run.recipe.model_copy(update={"test_time_views": rule}))
+
+
+def test_a_use_of_the_test_set_is_recorded_before_it_is_read(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "_pictures", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run)
+    (use,) = stored(run)["test_set_uses"]
+    assert (use["command"], use["weights_sha256"]) == ("evaluate", run.weights_checksum("best"))
+    assert "test" not in stored(run)
+
+
+def test_a_folder_of_seeds_is_judged_at_once(
+    demo_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cifarlab.cli import main
+
+    for name in ("seed-0", "seed-1"):
+        shutil.copytree(demo_run.path, tmp_path / "group" / name)
+    assert main(["evaluate", str(tmp_path / "group"), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    accuracy = evaluate(tmp_path / "group" / "seed-0").accuracy
+    assert [each["accuracy"] for each in content["runs"]] == [accuracy, accuracy]
+    assert content["groups"][0] | {"name": ""} == {
+        "name": "", "n": 2, "mean": accuracy, "sd": 0.0, "interval": None
+    }  # fmt: skip
+    unfinished = tmp_path / "group" / "seed-1" / "metrics.jsonl"
+    unfinished.write_text(unfinished.read_text().splitlines()[0] + "\n")
+    (unfinished.parent / "SHA256SUMS").unlink()
+    assert main(["evaluate", str(tmp_path / "group")]) == 0
+    printed = capsys.readouterr()
+    assert "left out: " in printed.err and "has finished 1 of 2 epochs" in printed.err
+    assert f"test accuracy {100 * accuracy:.2f} % (n = 1)" in printed.out
+
+
+def test_validation_indices_stand_on_one_line(run: Run) -> None:
+    """And are read as before from runs that have a line for each."""
+    content = (run.path / "data.json").read_text()
+    indices = run.data["validation_indices"]
+    assert len(content.splitlines()) < 60 and str(indices) in content
+    (run.path / "data.json").write_text(json.dumps(run.data, indent=1))
+    (run.path / "SHA256SUMS").unlink()
+    assert Run(run.path).data["validation_indices"] == indices

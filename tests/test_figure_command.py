@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cifarlab import evaluate
 from cifarlab.cli import main
 from cifarlab.cli.figure import FIGURES
 from cifarlab.data import open_source
@@ -20,7 +21,21 @@ from cifarlab.run import Run
 @pytest.fixture
 def run(demo_run: Run, tmp_path: Path) -> Run:
     shutil.copytree(demo_run.path, tmp_path / "run")
+    evaluate(tmp_path / "run")
     return Run(tmp_path / "run")
+
+
+def test_the_test_set_is_not_opened_for_a_figure(
+    demo_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(demo_run.path, tmp_path / "run")
+    for name in ("predictions", "probabilities", "confusion"):
+        assert draw(name, tmp_path / "run", "--out", tmp_path / "x.png") == 2
+        assert f"`cifarlab evaluate {tmp_path / 'run'}` first" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "x.html")]) == 2
+    assert "opened by evaluate alone" in capsys.readouterr().err
+    assert not Run(tmp_path / "run").evaluations
+    assert draw("predictions", tmp_path / "run", "--split", "validation", "--out", tmp_path / "x.png") == 0
 
 
 def draw(*arguments: object) -> int:
@@ -79,7 +94,7 @@ def test_predictions_are_those_of_the_stored_logits(run: Run, monkeypatch: pytes
 
 def test_validation_pictures_are_no_use_of_the_test_set(run: Run, tmp_path: Path) -> None:
     assert draw("predictions", run.path, "--split", "validation", "--out", tmp_path / "p.png") == 0
-    assert run.evaluations["test_set_uses"] == []
+    assert [use["command"] for use in run.evaluations["test_set_uses"]] == ["evaluate"]
 
 
 def test_a_record_without_weights_still_has_its_confusion(run: Run, tmp_path: Path) -> None:

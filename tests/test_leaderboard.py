@@ -61,6 +61,11 @@ def test_a_seed_counts_once_and_weights_that_were_trained_on_are_not_judged(tmp_
     again.publish(again.metrics, {"weight": again.load_weights()[0]["weight"] + 1}, {})
     (entry,) = leaderboard([tmp_path])
     assert entry.test.n == 2 and entry.n_unjudged == 1
+    use = {"split": "validation", "weights": "best", "weights_sha256": again.weights_checksum("best")}
+    again.update_evaluations(lambda content: content["test_set_uses"].append(use))
+    assert (
+        leaderboard([tmp_path])[0].n_unjudged == 1
+    )  # a use of the new weights, but the figure is the old one's
 
 
 def test_the_figure_with_views_stands_beside_the_one_without(tmp_path, capsys):
@@ -83,7 +88,8 @@ def test_the_table_fits_80_columns_and_marks_what_saw_the_test_set(folder, capsy
     code, out, err = ask(capsys, "leaderboard", folder)
     assert code == 0, err
     assert all(len(line) <= 80 for line in out.splitlines()), out
-    assert "72.00 % ± 2.00    67.03 to 76.97 %     3  demo (batch_size=32), demo" in out
+    assert "72.00 % ± 2.00    67.03 to 76.97 %     3  demo, demo\n      batch_size=32\n" in out
+    assert out.index("† validated on") < out.index("vgg1 †")
     assert "vgg1 †, cifar10" in out and "† validated on the test set while it trained" in out
     assert "1 not judged" in out and "1 not finished; 0 of 1 epoch" in out
 

@@ -147,6 +147,8 @@ def test_layers_are_described() -> None:
     }
     assert rows["dense"]["multiply_adds"] == 8_192 * 128
     assert rows["flatten"]["output_shape"] == [8_192]
+    whitening, *_ = describe_model(build_model(RECIPES["airbench94"].model, 10))
+    assert whitening["multiply_adds"] == 24 * 31 * 31 * 3 * 2 * 2
 
 
 def test_pictures_too_small_for_the_blocks_are_refused() -> None:

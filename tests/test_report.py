@@ -166,7 +166,7 @@ def test_more_runs_than_can_be_told_apart(run: Run) -> None:
 def test_different_validation_pictures_are_not_compared(run: Run, tmp_path: Path) -> None:
     copied(run, tmp_path / "other")
     for changed, message in (
-        ({"validation_indices": [1]}, "different validation pictures"),
+        ({"validation_indices": [1]}, "validate on different pictures"),
         ({"checksum": "x"}, "different data"),
     ):
         path = tmp_path / "other" / "data.json"
@@ -180,6 +180,7 @@ def test_different_validation_pictures_are_not_compared(run: Run, tmp_path: Path
 def test_a_network_whose_answers_are_not_numbers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     look = tta.predict_logits
     monkeypatch.setattr(tta, "predict_logits", lambda *given: look(*given) * float("nan"))
+    evaluate(run)
     with pytest.raises(UserError, match="not numbers"):
         write_report([run], run.path.parent / "report.html")
 
@@ -252,4 +253,9 @@ def test_labels_are_judged_out_of_fold_where_folds_exist(
     for page in (page_of(runs[0]), page_of(*runs)):
         part = page.text.split('id="labels-title"')[1].split("</section>")[0]
         assert "(3 folds) which was not trained on it" in part
+        for index in wrong:  # it opens with the answer and the heat maps of its own fold
+            told = page.data["pictures"][f"train-{index}"]
+            held_out = [run for run in runs if index in run.data["validation_indices"]]
+            assert [told["by"]] == [run.path.name for run in held_out]
+            assert told["r"][0]["p"][0][0] != told["t"] and f'data-picture="train-{index}"' in part
         assert sorted(map(int, re.findall(r'alt="picture (\d+), labelled', part))) == wrong

@@ -381,7 +381,7 @@ def test_reproduce_trains_evaluates_and_writes_and_does_nothing_twice(
     monkeypatch.setattr(job_module, "prepare", None)
     code, printed, _ = ask(capsys, *command, "--json")
     (entry,) = json.loads(printed)["recipes"]
-    assert code == 0 and (entry["n"], entry["mean"]) == (2, pytest.approx(mean))
+    assert code == 0 and (entry["accuracy"]["n"], entry["accuracy"]["mean"]) == (2, pytest.approx(mean))
     assert before == {path: path.read_bytes() for path in sorted(results.rglob("*.json"))}
 
 

@@ -375,3 +375,38 @@ def test_kept_features_are_of_these_weights_and_pictures_alone() -> None:
         name(device__precision="bfloat16"),
     ]
     assert len({name(), *others}) == 5
+
+
+def test_what_is_kept_of_features_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.setattr(features, "MOST_KEPT_BYTES", 5_000)
+    for age, name in enumerate(("oldest", "older", "new")):
+        features._keep(tmp_path / f"{name}.safetensors", torch.zeros(500))
+        for file in tmp_path.glob(f"{name}.*"):
+            os.utime(file, (1_000 + age, 1_000 + age))
+    assert features._load(tmp_path / "oldest.safetensors", torch.device("cpu")) is None
+    assert features._load(tmp_path / "older.safetensors", torch.device("cpu")) is not None  # used now
+    features._keep(tmp_path / "newest.safetensors", torch.zeros(500))
+    assert {path.stem for path in tmp_path.iterdir()} == {"older", "newest"}
+
+
+def test_arithmetic_of_frozen_layers_is_not_counted_as_trained(base: Run, tmp_path: Path) -> None:
+    from cifarlab.cost import training_operations
+    from cifarlab.models import describe_model
+
+    changes = {**BASE, **CALM_NET, "finetune.freeze": "block*", "epochs": 2}
+    frozen = training.train(RECIPE, data="demo", out=tmp_path / "frozen", overrides=changes)
+    model = frozen.load_model()
+    layers = {row["name"]: row for row in describe_model(model, tuple(frozen.data["input_shape"]))}
+    costs = {name: row["multiply_adds"] for name, row in layers.items() if row["multiply_adds"]}
+    head = {name: cost for name, cost in costs.items() if not name.startswith("block")}
+    first = next(iter(head))
+    seen = min(frozen.metrics[-1]["step"] * 32, 2 * frozen.data["n_train"])
+    trained = sum(cost * (2 if name == first else 3) for name, cost in head.items()) * seen
+    once = sum(cost for name, cost in costs.items() if name not in head)
+    pictures = frozen.data["n_train"] + frozen.data["n_validation"]
+    assert training_operations(frozen, model) == 2 * (trained + once * pictures)
+    whole = sum(3 * cost for cost in costs.values()) - next(iter(costs.values()))
+    seen = min(base.metrics[-1]["step"] * 32, len(base.metrics) * base.data["n_train"])
+    assert training_operations(base, base.load_model()) == 2 * whole * seen

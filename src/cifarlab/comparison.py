@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cifarlab import text
 from cifarlab.errors import UserError, one_of
 from cifarlab.evaluation import evaluate, stored_answers
-from cifarlab.groups import Group, group_runs, runs_under, sample_key
+from cifarlab.groups import Group, check_same_pictures, group_runs, runs_under, sample_key
 from cifarlab.run import Run
 from cifarlab.statistics import (
     Difference,
@@ -55,15 +56,7 @@ class GroupResult:
     summary: Summary
 
     def to_dict(self) -> dict[str, Any]:
-        summary = self.summary
-        return {
-            "name": self.name,
-            "n": summary.n,
-            "mean": summary.mean,
-            "sd": summary.sd,
-            "interval": _interval(summary.low, summary.high),
-            "accuracies": self.accuracies,
-        }
+        return {"name": self.name, **self.summary.to_dict(), "accuracies": self.accuracies}
 
 
 @dataclass(frozen=True)
@@ -105,7 +98,7 @@ class Pair:
             "a": self.a,
             "b": self.b,
             "difference": difference.mean,
-            "interval": _interval(difference.low, difference.high),
+            "interval": difference.interval,
             "p": difference.p,
             "adjusted_p": self.adjusted_p,
             "verdict": self.verdict,
@@ -163,11 +156,13 @@ def compare(
     """
     found, notes = _finished(group_runs(runs_under(runs)))
     if len(found) < 2:
+        left_out = f" ({'; '.join(notes)})" if notes else ""
         raise UserError(
-            f"all {len(found[0].runs)} runs are of one recipe, {found[0].name}: give runs of two or more"
+            f"{text.count(len(found[0].runs), 'finished run')}, all of one recipe, {found[0].name}: give runs of two"
+            f" or more{left_out}"
         )
     chosen = _chosen_split(found, split)
-    _check_same_pictures(found, chosen)
+    check_same_pictures([run for group in found for run in group.runs], chosen)
     judged = [_judge(group, chosen, evaluate_missing, data_dir) for group in found]
     groups = tuple(_group_result(group, members) for group, members in zip(found, judged, strict=True))
     first = judged[0][0]
@@ -203,9 +198,10 @@ def _finished(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
                 )
             else:
                 by_key[key] = run
-        if not by_key:
-            raise UserError(f"no run of {group.name} is finished: `cifarlab resume {group.runs[0].path}`")
-        kept.append(Group(group.name, tuple(by_key.values())))
+        if by_key:
+            kept.append(Group(group.name, tuple(by_key.values())))
+    if not kept:
+        raise UserError(f"no run is finished: `cifarlab resume {groups[0].runs[0].path}`")
     return kept, notes
 
 
@@ -224,26 +220,6 @@ def _chosen_split(groups: Sequence[Group], split: str | None) -> str:
     if of_folds and split == "test":
         raise UserError("a cross-validation is judged on what its folds hold out: leave --split out")
     return split or ("validation" if of_folds else "test")
-
-
-def _check_same_pictures(groups: Sequence[Group], split: str) -> None:
-    first = groups[0].runs[0]
-    pictures: dict[Any, tuple[Run, list[int]]] = {}
-    for run in (run for group in groups for run in group.runs):
-        if run.data["checksum"] != first.data["checksum"]:
-            raise UserError(
-                f"{first.path} and {run.path} are on different data ({first.data['name']}"
-                f" {first.data['checksum'][:15]}, {run.data['name']} {run.data['checksum'][:15]}): their accuracies"
-                " cannot be compared"
-            )
-        if split == "validation":
-            data = run.recipe.data
-            key = data.fold if data.validation == "fold" else None
-            other, indices = pictures.setdefault(key, (run, run.data["validation_indices"]))
-            if indices != run.data["validation_indices"]:
-                raise UserError(
-                    f"{other.path} and {run.path} validate on different pictures: compare them on the test set"
-                )
 
 
 def _judge(group: Group, split: str, evaluate_missing: bool, data_dir: str | Path | None) -> list[Judged]:
@@ -446,9 +422,9 @@ def _sentence(
     counts = _counts(between, words.sample)
     if verdict == "not tested":
         return f"Not tested: {counts} on {words.about} ({means}) {_why_not_tested(between, needed)}"
-    how = f"{'paired' if between.paired else 'Welch'} t test, {_p(between.p)}"
+    how = f"{'paired' if between.paired else 'Welch'} t test, {text.p_statement(between.p)}"
     if words.n_pairs > 1:
-        how += f"; corrected by Holm for {words.n_pairs} pairs, {_p(adjusted_p)}"
+        how += f"; corrected by Holm for {words.n_pairs} pairs, {text.p_statement(adjusted_p)}"
     found = f"95 % interval {_points(between.low)} to {_points(between.high)}, {how}"
     if verdict == "no difference shown":
         could = "" if smallest is None else f"; {counts} could have shown {100 * smallest:.2f} points or more"
@@ -494,11 +470,3 @@ def _percent(accuracy: float) -> str:
 
 def _points(difference: float | None) -> str:
     return "–" if difference is None else f"{100 * difference:+.2f}"
-
-
-def _p(p: float | None) -> str:
-    return "p = –" if p is None else "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
-
-
-def _interval(low: float | None, high: float | None) -> list[float] | None:
-    return None if low is None or high is None else [low, high]

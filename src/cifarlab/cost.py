@@ -1,4 +1,4 @@
-"""What a whole training is expected to take, from a few measured steps."""
+"""What a whole training is expected to take, from a few measured steps; what one took in arithmetic."""
 
 import copy
 import math
@@ -6,16 +6,22 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import nn
 
-from cifarlab.features import cacheable_layers, sample
+from cifarlab.features import cacheable_front, cacheable_layers, sample
 from cifarlab.job import Job, new_average, new_optimizer
+from cifarlab.models import describe_model
+from cifarlab.run import Run
 from cifarlab.training import VALIDATION_BATCH, predict_logits, train_step, training_tensors
-from cifarlab.transfer import freeze_for_epoch
+from cifarlab.transfer import freeze_for_epoch, frozen_layers
 
 LONG_ENOUGH_SECONDS = 5.0  # of measuring, for each size of pictures
+FLOP_PER_MULTIPLY_ADD = 2
 GROWTH = 1.25  # of memory over a run (validation, figures, saving): vgg3-bn's 854 MB became 1,058 MB
 
 
@@ -44,9 +50,10 @@ def estimate(job: Job, measured_steps: int = 8) -> Estimate:
             optimizer=new_optimizer(recipe, trial.model, job.device),
         )
         freeze_for_epoch(recipe.finetune, trial.model, math.inf)
-        per_step = {size: _step_seconds(trial, size, measured_steps) for size in set(_sizes(job))}
+        sizes = _sizes(job.stream.sizes, recipe.epochs)
+        per_step = {size: _step_seconds(trial, size, measured_steps) for size in set(sizes)}
         validation_seconds = _validation_seconds(trial) * job.n_validation
-    steps_seconds = sum(per_step[size] for size in _sizes(job)) * job.steps_per_epoch
+    steps_seconds = sum(per_step[size] for size in sizes) * job.steps_per_epoch
     elapsed_seconds = once_seconds + steps_seconds + validation_seconds * recipe.epochs
     weights_bytes = sum(tensor.nbytes for tensor in job.weights.state_dict().values())
     kept = 2 if recipe.data.may_choose else 1  # last, and best where there is one
@@ -63,10 +70,48 @@ def estimate(job: Job, measured_steps: int = 8) -> Estimate:
     )
 
 
-def _sizes(job: Job) -> list[int | None]:
+def training_operations(run: Run, model: nn.Module) -> int:
+    """Floating-point operations of a run's finished epochs: two for each multiply-add that `describe_model` counts.
+
+    Going back, a layer costs as much as its forward pass once for the gradient of its weights, if it is trained, and
+    once for that of its input, if a layer before it is. Pictures count in the size that they had in each epoch; what is
+    computed once, of frozen layers, counts once. Validation and augmentation are left out.
+    """
+    recipe, data, rows = run.recipe, run.data, run.metrics
+    if not rows:
+        return 0
+    shape, epochs = tuple(data["input_shape"]), len(rows)
+    pictures = data["n_train"] + data["n_validation"]
+    n_once = cacheable_front(recipe, model, shape, pictures)
+    front = tuple(f"{name}." for name, _ in list(model.named_children())[:n_once])
+    once = {row["name"] for row in describe_model(model, shape) if f"{row['name']}.".startswith(front)}
+    scaled = tuple(round(scale * shape[1]) for scale in recipe.data.training_scales)
+    sizes = _sizes(scaled, epochs)
+    of_size = {size: describe_model(model, (shape[0], size, size) if size else shape) for size in set(sizes)}
+    per_picture = sum(
+        _there_and_back(of_size[size], frozen_layers(recipe.finetune, model, epoch), once)
+        for epoch, size in enumerate(sizes)
+    )
+    seen = min(rows[-1]["step"] * recipe.batch_size / epochs, data["n_train"])
+    forward_once = sum(row["multiply_adds"] for row in of_size[sizes[0]] if row["name"] in once)
+    return FLOP_PER_MULTIPLY_ADD * round(per_picture * seen + forward_once * pictures)
+
+
+def _there_and_back(layers: list[dict[str, Any]], frozen: set[str], once: set[str]) -> int:
+    """Multiply-adds of a step of training for one picture."""
+    total, trained_before = 0, False
+    for layer in layers:
+        is_trained = layer["parameters"] > 0 and layer["name"] not in frozen
+        if layer["name"] not in once:
+            total += layer["multiply_adds"] * (1 + is_trained + trained_before)
+        trained_before = trained_before or is_trained
+    return total
+
+
+def _sizes(sizes: Sequence[int | None], epochs: int) -> list[int | None]:
     """Pixels a side of the training pictures in each epoch; None: their own."""
-    sizes = job.stream.sizes or (None,)
-    return [sizes[min(epoch, len(sizes) - 1)] for epoch in range(job.recipe.epochs)]
+    sizes = sizes or (None,)  # their own
+    return [sizes[min(epoch, len(sizes) - 1)] for epoch in range(epochs)]
 
 
 def _step_seconds(trial: Job, size: int | None, measured_steps: int) -> float:

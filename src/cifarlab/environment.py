@@ -12,6 +12,7 @@ import torch
 
 from cifarlab.errors import UserError
 from cifarlab.recipe import Device
+from cifarlab.text import without_password
 
 PACKAGES = ("cifarlab", "torch", "numpy", "safetensors", "pydantic", "pillow")
 
@@ -75,7 +76,7 @@ def describe_environment(settings: Device, device: torch.device) -> dict[str, An
         "device": device.type,
         "device_name": torch.cuda.get_device_name() if device.type == "cuda" else _processor_name(),
         "precision": choose_precision(settings, device),
-        "command": sys.argv,
+        "command": [without_password(word) for word in sys.argv],
     }
 
 

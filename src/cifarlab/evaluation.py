@@ -137,13 +137,32 @@ def evaluate(
     if stored is None:
         views, labels, weights_sha256 = _compute_logits(run, split, chosen, data or data_dir)
         result = measure(run, split, chosen, views, labels, reused=False)
-        _record(run, result, test_set_use_of=weights_sha256 if opened == "test" else None)
+        _record(run, result)
         _store_logits(run, opened, chosen, weights_sha256, views, labels)
     else:
         result = measure(run, split, chosen, *stored, reused=True)
         if not _is_recorded(run, result):  # what is known already leaves the record as it was
-            _record(run, result, test_set_use_of=None)
+            _record(run, result)
     return result
+
+
+def judged_before(
+    run: Run, *, split: str, weights: str | None = None, data_dir: str | Path | None = None
+) -> Evaluation:
+    """As `evaluate`, but the test set is not opened for it: its answers must have been stored before.
+
+    Raises:
+        UserError: as `evaluate`, and where `evaluate` has not judged these weights on the test set.
+    """
+    _check_choice("split", split, get_args(SplitName))
+    chosen = weights or run.default_weights
+    if _opened_split(run, split) == "test" and stored_answers(run, split, chosen) is None:
+        option = f" --weights {weights}" if weights else ""
+        raise UserError(
+            f"the test set is opened by evaluate alone: `cifarlab evaluate {run.path}{option}` first, or --split"
+            " validation"
+        )
+    return evaluate(run, split=split, weights=weights, data_dir=data_dir)
 
 
 def load_answers(run: Run, split: str, weights: str) -> tuple[Tensor, Tensor]:
@@ -162,7 +181,7 @@ def stored_answers(run: Run, split: str, weights: str) -> tuple[Tensor, Tensor] 
 def open_pictures(
     run: Run, split: str, weights: str, *, command: str, data_dir: str | Path | None = None
 ) -> np.ndarray:
-    """Pictures uint8 (N, H, W, 3) of a split, in the order of its logits; a use of the test set is recorded.
+    """Pictures uint8 (N, H, W, 3) of a split, in the order of its logits; a use of the test set is recorded first.
 
     Args:
         weights: those that look at the pictures: "best" or "last".
@@ -172,11 +191,9 @@ def open_pictures(
         UserError: when the data is not there, or is other data than the run was trained with.
     """
     source = _same_data(run, data_dir)
-    images, _labels = _pictures(run, source, split)
     if _opened_split(run, split) == "test":
-        use = _use(split, weights, run.weights_checksum(weights), command)  # type: ignore[arg-type]
-        run.update_evaluations(lambda content: content.setdefault("test_set_uses", []).append(use))
-    return images
+        _record_use(run, split, weights, run.weights_checksum(weights), command)  # type: ignore[arg-type]
+    return _pictures(run, source, split)[0]
 
 
 def open_training_pictures(run: Run, data_dir: str | Path | None = None) -> np.ndarray:
@@ -236,9 +253,12 @@ def _compute_logits(
     run: Run, split: str, weights: Weights, data: Source | str | Path | None
 ) -> tuple[Tensor, Tensor, str]:
     """Logits float32 (views, N, classes), labels int64 (N,), and the SHA-256 of the weights that the logits are of."""
-    images, labels = _pictures(run, _same_data(run, data), split)
+    source = _same_data(run, data)
     device = choose_device(run.recipe.device.model_copy(update={"name": "auto"}))
     model, preparation, weights_sha256 = _load_network(run, weights, str(device))
+    if _opened_split(run, split) == "test":
+        _record_use(run, split, weights, weights_sha256, "evaluate")
+    images, labels = _pictures(run, source, split)
     pictures = torch.from_numpy(images).to(device)
     views = view_logits(model, preparation, pictures, run.recipe.test_time_views)
     return views.cpu(), torch.from_numpy(labels), weights_sha256
@@ -314,21 +334,17 @@ def _is_recorded(run: Run, result: Evaluation) -> bool:
     )
 
 
-def _record(run: Run, result: Evaluation, *, test_set_use_of: str | None) -> None:
-    """Write `result`, and a use of the test set by the weights with the SHA-256 `test_set_use_of`; None for no use."""
-
+def _record(run: Run, result: Evaluation) -> None:
     def change(content: dict[str, Any]) -> None:
         content.setdefault(result.split, {})[result.weights] = result.to_dict()
-        uses = content.setdefault("test_set_uses", [])
-        if test_set_use_of is not None:
-            uses.append(_use(result.split, result.weights, test_set_use_of, "evaluate"))
+        content.setdefault("test_set_uses", [])
 
     run.update_evaluations(change)
 
 
-def _use(split: str, weights: str, weights_sha256: str, command: str) -> dict[str, str]:
-    """A line of `test_set_uses`."""
-    return {
+def _record_use(run: Run, split: str, weights: str, weights_sha256: str, command: str) -> None:
+    """Add a line to `test_set_uses`, before the test set is read: whatever happens then, it is told."""
+    use = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "split": split,
         "weights": weights,
@@ -336,3 +352,4 @@ def _use(split: str, weights: str, weights_sha256: str, command: str) -> dict[st
         "command": command,
         "version": __version__,
     }
+    run.update_evaluations(lambda content: content.setdefault("test_set_uses", []).append(use))

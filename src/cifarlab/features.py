@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -24,8 +24,10 @@ from cifarlab.errors import UserError
 from cifarlab.files import cache_dir, sha256_of, write_atomic
 from cifarlab.job import Job, autocast
 from cifarlab.models.layers import Dropout, Flatten
+from cifarlab.recipe import Recipe
 from cifarlab.transfer import frozen_layers, layers_of
 
+MOST_KEPT_BYTES = 8 << 30  # of the disk for what is kept; beyond, what was not used for longest is deleted
 MOST_BYTES = 2 << 30  # of memory for the outputs; beyond, they are computed in every epoch
 KEPT_AFTER_SECONDS = 10.0  # what was computed faster is not kept on the disk
 BATCH = 250  # pictures
@@ -42,25 +44,26 @@ class FeaturesDone:
 
 def cacheable_layers(job: Job) -> int:
     """How many of the network's first layers can be computed once; 0 with augmentation, or for want of memory."""
-    if (
-        not job.recipe.augment.changes_nothing
-        or job.recipe.data.training_scales
-        or not job.recipe.finetune.freeze
-    ):
+    return cacheable_front(job.recipe, job.model, job.input_shape, job.n_train + job.n_validation)
+
+
+def cacheable_front(recipe: Recipe, model: nn.Module, input_shape: Sequence[int], n_pictures: int) -> int:
+    """As `cacheable_layers`, of a network of this recipe for (C, H, W) pictures."""
+    if not recipe.augment.changes_nothing or recipe.data.training_scales or not recipe.finetune.freeze:
         return 0
-    count = _frozen_at_the_front(job)
-    if count == 0 or _bytes(job, count) > MOST_BYTES:
+    count = _frozen_at_the_front(recipe, model)
+    if count == 0 or _bytes(model, input_shape, count) * n_pictures > MOST_BYTES:
         return 0
     return count
 
 
-def _frozen_at_the_front(job: Job) -> int:
-    if not isinstance(job.model, nn.Sequential):
+def _frozen_at_the_front(recipe: Recipe, model: nn.Module) -> int:
+    if not isinstance(model, nn.Sequential):
         return 0
-    frozen = frozen_layers(job.recipe.finetune, job.model, math.inf)
+    frozen = frozen_layers(recipe.finetune, model, math.inf)
     count = 0
-    for place, layer in enumerate(job.model, start=1):
-        name = next(name for name, module in job.model.named_children() if module is layer)
+    for place, layer in enumerate(model, start=1):
+        name = next(name for name, module in model.named_children() if module is layer)
         leaves = {f"{name}.{leaf}" if leaf else name: each for leaf, each in layers_of(layer).items()}
         changing = (
             leaf for leaf, each in leaves.items() if list(each.parameters()) or isinstance(each, Dropout)
@@ -72,10 +75,10 @@ def _frozen_at_the_front(job: Job) -> int:
     return count
 
 
-def _bytes(job: Job, count: int) -> int:
+def _bytes(model: nn.Sequential, input_shape: Sequence[int], count: int) -> int:
+    """Of one picture's output."""
     with torch.no_grad():
-        example = job.model[:count](torch.zeros(1, *job.input_shape, device=job.device))  # type: ignore[index]
-    return example.nbytes * (job.n_train + job.n_validation)
+        return model[:count](torch.zeros(1, *input_shape, device=next(model.parameters()).device)).nbytes
 
 
 def with_features(job: Job, count: int) -> Generator[FeaturesDone, None, Job]:
@@ -164,7 +167,9 @@ def _load(path: Path, device: torch.device) -> Tensor | None:
     try:
         if path.with_suffix(".sha256").read_text() != sha256_of(path):
             return None
-        return load_file(path, str(device))["features"]
+        features = load_file(path, str(device))["features"]
+        path.touch()  # used now
+        return features
     except (OSError, ValueError, KeyError, SafetensorError):
         return None
 
@@ -174,3 +179,17 @@ def _keep(path: Path, features: Tensor) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         digest = write_atomic(path, save({"features": features.cpu()}))
         write_atomic(path.with_suffix(".sha256"), digest.encode())
+        _forget_oldest(path)
+
+
+def _forget_oldest(newest: Path) -> None:
+    """Delete what was not used for longest until the rest, `newest` in it whatever its size, is small enough."""
+    by_age = sorted(newest.parent.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+    bytes_so_far = newest.stat().st_size
+    for path in by_age:
+        if path == newest:
+            continue
+        bytes_so_far += path.stat().st_size
+        if bytes_so_far > MOST_KEPT_BYTES:
+            path.with_suffix(".sha256").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)

@@ -58,6 +58,28 @@ def sample_key(run: Run) -> tuple[int, int | None]:
     return run.recipe.seed, data.fold if data.validation == "fold" else None
 
 
+def check_same_pictures(runs: Sequence[Run], split: str) -> None:
+    """See that the runs are judged on the same pictures; folds of a cross-validation each on their own.
+
+    Raises:
+        UserError: when their data are not the same, or validation is asked for and was cut in another way.
+    """
+    first = runs[0]
+    validation: dict[int | None, Run] = {}
+    for run in runs:
+        if run.data["checksum"] != first.data["checksum"]:
+            raise UserError(
+                f"{first.path} and {run.path} are on different data ({first.data['name']}"
+                f" {first.data['checksum'][:15]}, {run.data['name']} {run.data['checksum'][:15]}): their answers"
+                " cannot be compared"
+            )
+        other = validation.setdefault(sample_key(run)[1], run)
+        if split == "validation" and other.data["validation_indices"] != run.data["validation_indices"]:
+            raise UserError(
+                f"{other.path} and {run.path} validate on different pictures: compare them on the test set"
+            )
+
+
 def differing_fields(a: Recipe, b: Recipe) -> dict[str, tuple[Any, Any]]:
     """Fields that decide a result and are not equal in both, by dotted name: (in a, in b). The device is left out."""
     in_a, in_b = (flat(each.model_dump(mode="json", exclude={"device", *WORDS})) for each in (a, b))

@@ -57,17 +57,22 @@ class Entry:
     test_set_uses: int
     runs: tuple[str, ...]
 
+    @property
+    def fields(self) -> str:
+        """What tells the group from others of its recipe: `batch_size=32, epochs=10`, or nothing."""
+        return self.name.removeprefix(self.recipe).strip().removeprefix("(").removesuffix(")")
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "recipe": self.recipe,
             "data": self.data,
-            "test_accuracy": _summary_document(self.test),
-            "test_accuracy_with_tta": _summary_document(self.test_with_tta),
+            "test_accuracy": _document(self.test),
+            "test_accuracy_with_tta": _document(self.test_with_tta),
             "tta_views": self.tta_views,
-            "test_macro_accuracy": _summary_document(self.test_macro),
-            "test_macro_f1": _summary_document(self.test_macro_f1),
-            "validation_accuracy": _summary_document(self.validation),
+            "test_macro_accuracy": _document(self.test_macro),
+            "test_macro_f1": _document(self.test_macro_f1),
+            "validation_accuracy": _document(self.validation),
             "unjudged": self.n_unjudged,
             "unfinished": self.n_unfinished,
             "epochs": self.epochs,
@@ -140,10 +145,9 @@ def _test_record(run: Run) -> dict[str, Any] | None:
     recorded = run.evaluations.get("test", {}).get(weights)
     if recorded is None:
         return None
-    if run.weights_path(weights).exists():
-        judged = [use["weights_sha256"] for use in run.evaluations.get("test_set_uses", [])]
-        if run.weights_checksum(weights) not in judged:
-            return None
+    kept = run.weights_path(weights).exists()
+    if kept and run.judged_weights("test").get(weights) != run.weights_checksum(weights):
+        return None
     return recorded
 
 
@@ -152,6 +156,10 @@ def _validation_accuracy(run: Run) -> float | None:
     if not rows or run.recipe.data.validation == "test":
         return None
     return chosen_row(rows, run.recipe)["validation_accuracy"]
+
+
+def _document(summary: Summary | None) -> dict[str, Any] | None:
+    return None if summary is None else summary.to_dict()
 
 
 def _count_parameters(run: Run) -> int | None:
@@ -167,13 +175,6 @@ def _count_parameters(run: Run) -> int | None:
         return None
     tensors = model.state_dict()
     return sum(tensor.numel() for name, tensor in tensors.items() if not name.endswith("num_batches_tracked"))
-
-
-def _summary_document(summary: Summary | None) -> dict[str, Any] | None:
-    if summary is None:
-        return None
-    interval = None if summary.low is None else [summary.low, summary.high]
-    return {"n": summary.n, "mean": summary.mean, "sd": summary.sd, "interval": interval}
 
 
 # The page

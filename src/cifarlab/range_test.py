@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,7 @@ from cifarlab.training import train_step
 SMOOTHING = 0.95  # weight of the past in the smoothed loss, corrected for its start
 BLOWN_UP = 4.0  # times the lowest smoothed loss: the test ends there
 SAFETY = 10.0  # the suggestion stays this factor below the rate of the lowest loss
+SETTLED = 20  # steps before which the smoothed loss is the loss of a few batches: nothing is read from them
 LEAST_FALL = 0.02  # of the first loss: with less there is nothing to suggest
 
 
@@ -35,9 +37,14 @@ class RangeTest:
     diverged: bool
 
     @property
+    def settled(self) -> int:
+        """The first step whose smoothed loss is looked at."""
+        return min(SETTLED, len(self.smoothed) // 4)
+
+    @property
     def lowest(self) -> int:
         """The step of the lowest smoothed loss."""
-        return min(range(len(self.smoothed)), key=self.smoothed.__getitem__)
+        return min(range(self.settled, len(self.smoothed)), key=self.smoothed.__getitem__)
 
     @property
     def steepest(self) -> int | None:
@@ -45,13 +52,14 @@ class RangeTest:
         width = max(1, len(self.smoothed) // 20)
         falls = {
             step: self.smoothed[step - width] - self.smoothed[step + width]
-            for step in range(width, min(self.lowest + 1, len(self.smoothed) - width))
+            for step in range(self.settled + width, min(self.lowest + 1, len(self.smoothed) - width))
         }
         return max(falls, key=falls.__getitem__) if falls else None
 
     @property
     def falls(self) -> bool:
-        return self.smoothed[0] - self.smoothed[self.lowest] > LEAST_FALL * abs(self.smoothed[0])
+        first = statistics.fmean(self.losses[: self.settled + 1])
+        return first - self.smoothed[self.lowest] > LEAST_FALL * abs(first)
 
     @property
     def suggestion(self) -> float | None:

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -48,6 +49,7 @@ RECIPE, ENVIRONMENT, DATA, STATE, EVALUATION, CALIBRATION, WRITERS = (
 )
 DIVERGED = "diverged.json"
 SUMS, LOCK, SUMS_LOCK, EVALUATION_LOCK = "SHA256SUMS", ".lock", ".sums.lock", ".evaluation.lock"
+NUMBERS = re.compile(r"\[\n\s*(-?\d+(?:,\n\s*-?\d+)*)\n\s*\]")  # in indented JSON; no string holds a line end
 CURVES = "figures/learning-curves.png"
 
 
@@ -447,6 +449,16 @@ class Run:
             return None
         return self._read_tensors(name)
 
+    def judged_weights(self, split: str) -> dict[str, str]:
+        """{weights: SHA-256} of the weights that the stored logits of a split are of; empty where there are none."""
+        name = f"logits-{split}.safetensors"
+        if not (self.path / name).exists():
+            return {}
+        try:
+            return json.loads(_header_metadata(self._read(name))["cifarlab"])["weights_sha256"]
+        except (ValueError, KeyError):
+            raise self._damaged(name) from None
+
     def write_logits(self, split: str, tensors: dict[str, "Tensor"], header: dict[str, Any]) -> None:
         from safetensors.torch import save
 
@@ -602,7 +614,9 @@ def _digest(content: Any) -> str:
 
 
 def _json(content: Any) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+    """Indented, but for lists of whole numbers: each stands on one line."""
+    written = json.dumps(content, indent=1, ensure_ascii=False)
+    return (NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", written) + "\n").encode()
 
 
 def _header_metadata(content: bytes) -> dict[str, str]:

@@ -5,6 +5,7 @@ Accuracies are 0..1 throughout. Nothing here knows of runs or files.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import special, stats
@@ -26,6 +27,10 @@ class Summary:
     low: float | None
     high: float | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """{n, mean, sd, interval: [low, high] or None}, as every command's JSON has it."""
+        return {"n": self.n, "mean": self.mean, "sd": self.sd, "interval": _ends(self.low, self.high)}
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -41,6 +46,10 @@ class Difference:
     n_a: int
     n_b: int
     paired: bool
+
+    @property
+    def interval(self) -> list[float] | None:
+        return _ends(self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -230,3 +239,7 @@ def _varies(values: Sequence[float] | np.ndarray) -> bool:
 
 def _t_quantile(confidence: float, freedom: float) -> float:
     return float(stats.t.ppf((1 + confidence) / 2, freedom))
+
+
+def _ends(low: float | None, high: float | None) -> list[float] | None:
+    return None if low is None or high is None else [low, high]

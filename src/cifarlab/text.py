@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Sequence
+
+PASSWORD = re.compile(r"([a-zA-Z][\w+.-]*://[^\s:/@]*):[^\s/@]*@")  # of an address, as RFC 3986 has it
+PASSWORD_ASKED = re.compile(r"([?&]password=)[^&\s]*")
 
 
 def one_line(text: str) -> str:
@@ -14,12 +18,28 @@ def one_line(text: str) -> str:
     )
 
 
+def without_password(text: str) -> str:
+    """`text` without the passwords of addresses in it: `postgresql://lab:secret@db/x` as `postgresql://lab@db/x`."""
+    return PASSWORD_ASKED.sub(r"\1", PASSWORD.sub(r"\1@", text))
+
+
 def percent(fraction: float | None, decimals: int = 1) -> str:
     return "–" if fraction is None else f"{100 * fraction:.{decimals}f} %"
 
 
 def number(value: float | None, decimals: int = 4) -> str:
     return "–" if value is None else f"{value:.{decimals}f}"
+
+
+def p_value(p: float | None) -> str:
+    """`0.012`, `<0.0001`: to two figures."""
+    return "–" if p is None else "<0.0001" if p < 0.0001 else f"{p:.2g}"
+
+
+def p_statement(p: float | None) -> str:
+    """`p = 0.012`, `p < 0.0001`."""
+    told = p_value(p)
+    return f"p < {told[1:]}" if told.startswith("<") else f"p = {told}"
 
 
 def count(n: int, noun: str) -> str:

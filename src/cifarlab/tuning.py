@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -21,10 +22,12 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
+from cifarlab import text
 from cifarlab.data import Source
 from cifarlab.data.loader import derived_seed
 from cifarlab.errors import DivergedError, Interrupted, UserError
@@ -39,13 +42,16 @@ from cifarlab.training import EpochDone, Event, StepDone, Stop, fit, reopen, sta
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial, Trial
+    from sqlalchemy import Engine
 
 Stage = Literal["trial", "finalist"]
 Pruner = Literal["median", "hyperband", "none"]
 HEARTBEAT_SECONDS = 60  # a trial without a sign of life for three of them is taken over by another process
 WAIT_SECONDS = 2.0  # between two looks whether the trials of other processes are done
 SIGNIFICANT_DIGITS = 4  # of values drawn from a range: what a person can read and type
+ATTEMPTS = 5  # to make the tables of a new storage
 RETRIES = 5  # of a trial whose process died
+POSTGRESQL = re.compile(r"^postgres(ql)?://")  # without a driver's name: ours is psycopg
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,10 @@ class Search:
 
     @property
     def url(self) -> str:
-        return self.storage or f"sqlite:///{self.folder.resolve() / 'study.sqlite'}"
+        """What SQLAlchemy opens. It may hold a password: neither printed nor written anywhere."""
+        if self.storage is None:
+            return f"sqlite:///{self.folder.resolve() / 'study.sqlite'}"
+        return POSTGRESQL.sub("postgresql+psycopg://", self.storage)
 
     @property
     def digest(self) -> str:
@@ -117,6 +126,7 @@ class Worker:
     search: Search
     study: optuna.Study
     finals: optuna.Study
+    engine: Engine  # of the storage
     stop: Stop
     show: Show
     expected_seconds: float
@@ -131,6 +141,8 @@ def check_search(search: Search) -> None:
     """
     if find_spec("optuna") is None:
         raise UserError("tune needs a library: pip install 'cifarlab[tune]'")
+    if search.url.startswith("postgresql+psycopg:") and find_spec("psycopg") is None:
+        raise UserError("a PostgreSQL storage needs a library: pip install 'cifarlab[postgresql]'")
     validation = search.recipe.data.validation
     if not search.recipe.data.may_choose:
         reasons = {"none": "has no validation pictures", "test": "validates on the test set"}
@@ -158,33 +170,28 @@ def run_search(search: Search, stop: Stop, show: Show, expected_seconds: float) 
 
     search.folder.mkdir(parents=True, exist_ok=True)
     with _registered(search.folder) as identity, _quiet_optuna():
-        with opened_for_update(search.folder / ".storage.lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two processes that both made the tables would stop one of them
-            study, finals = _open_studies(search)
-        worker = Worker(search, study, finals, stop, show, expected_seconds, identity)
-        _work(worker, study, lambda trial: _search_trial(worker, trial), lambda: _trials_missing(worker))
-        _plan_finalists(worker)
-        _work(worker, finals, lambda trial: _finalist(worker, trial), lambda: 0)
-        return report_of(search, study, finals)
+        study, finals, engine = _open_studies(search)
+        worker = Worker(search, study, finals, engine, stop, show, expected_seconds, identity)
+        try:
+            _work(worker, study, lambda trial: _search_trial(worker, trial), lambda: _trials_missing(worker))
+            _plan_finalists(worker)
+            _work(worker, finals, lambda trial: _finalist(worker, trial), lambda: 0)
+            return report_of(search, study, finals)
+        finally:
+            engine.dispose()
 
 
 # Studies and processes
 
 
-def _open_studies(search: Search) -> tuple[optuna.Study, optuna.Study]:
+def _open_studies(search: Search) -> tuple[optuna.Study, optuna.Study, Engine]:
+    """The study of the trials and that of the finalists, made where they are not there, and their database."""
     import optuna
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-    engine = {"connect_args": {"timeout": 60}} if search.url.startswith("sqlite") else {"pool_pre_ping": True}
     try:
-        storage = optuna.storages.RDBStorage(
-            search.url,
-            engine_kwargs=engine,
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=3 * HEARTBEAT_SECONDS,
-            heartbeat_stale_trial_callback=_requeue,
-        )
-        studies = [
+        storage = _open_storage(search)
+        study, finals = (
             optuna.create_study(
                 storage=storage,
                 study_name=name,
@@ -193,11 +200,9 @@ def _open_studies(search: Search) -> tuple[optuna.Study, optuna.Study]:
                 load_if_exists=True,
             )
             for name in (search.name, f"{search.name}-finalists")
-        ]
+        )
     except (ArgumentError, SQLAlchemyError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the storage cannot be used: {reason}") from None
-    study, finals = studies
+        raise UserError(f"the storage cannot be used: {_reason(error)}") from None
     there = study.user_attrs.get("digest")
     if there is None:
         study.set_user_attr("digest", search.digest)
@@ -206,7 +211,75 @@ def _open_studies(search: Search) -> tuple[optuna.Study, optuna.Study]:
             f"the study '{search.name}' there is of another recipe, space or data: give another"
             f" {'--study' if search.storage else '--out'}"
         )
-    return study, finals
+    return study, finals, storage.engine
+
+
+def _open_storage(search: Search) -> optuna.storages.RDBStorage:
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    is_sqlite = search.url.startswith("sqlite")
+    engine = {"connect_args": {"timeout": 60}} if is_sqlite else {"pool_pre_ping": True}
+    if search.url.startswith("postgresql+psycopg:"):
+        engine |= {"connect_args": {"connect_timeout": 10}}  # seconds
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            storage = optuna.storages.RDBStorage(
+                search.url,
+                engine_kwargs=engine,
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=3 * HEARTBEAT_SECONDS,
+            )
+            break
+        except SQLAlchemyError as error:
+            same_moment = any(word in str(error) for word in ("already exists", "duplicate key", "UNIQUE"))
+            if not same_moment or attempt == ATTEMPTS:
+                raise
+            time.sleep(1.0)  # another process makes the same tables
+    if is_sqlite:
+        _one_writer_at_a_time(storage.engine)
+    return storage
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what the database says, without its wrapping, and never with a password."""
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return text.without_password(re.sub(r"^\(\S+\) ", "", line.strip()))
+
+
+def _one_writer_at_a_time(engine: Engine) -> None:
+    """Let every transaction of SQLite begin with its lock: else two processes could take the same waiting trial.
+
+    As SQLAlchemy's documentation has it ("Serializable isolation / Savepoints / Transactional DDL" of pysqlite).
+    """
+    from sqlalchemy import event
+
+    def without_own_begin(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    event.listen(engine, "connect", without_own_begin)
+    event.listen(engine, "begin", begin)
+    engine.dispose()  # connections from before
+
+
+@contextlib.contextmanager
+def _alone(worker: Worker) -> Iterator[None]:
+    """One process at a time, of all that share the storage: by a lock file beside SQLite's, else by a row of the
+    database that nothing else locks. Either is given back when the process dies."""
+    from sqlalchemy import text as sql
+
+    if worker.engine.dialect.name == "sqlite":
+        with opened_for_update(Path(f"{worker.engine.url.database}.lock")) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        return
+    row = sql("SELECT study_direction_id FROM study_directions WHERE study_id = :study FOR UPDATE")
+    with worker.engine.begin() as connection:
+        connection.execute(row, {"study": worker.study._study_id})
+        yield
 
 
 def _pruner(search: Search) -> optuna.pruners.BasePruner:
@@ -288,29 +361,48 @@ def _quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def _requeue(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Put a trial whose process ended in mid-training back into the queue; its run directory is gone on with."""
-    kept = {name: trial.user_attrs[name] for name in ("task", "losses") if name in trial.user_attrs}
-    retries = trial.user_attrs.get("retries", 0) + 1
-    if retries <= RETRIES:
-        study.enqueue_trial(trial.params, user_attrs={**kept, "origin": _origin(trial), "retries": retries})
-
-
 def _origin(trial: FrozenTrial | Trial) -> int:
     """The number that a trial had when it was first begun: its folder's."""
     return trial.user_attrs.get("origin", trial.number)
 
 
 def _take_over(worker: Worker, study: optuna.Study) -> None:
-    """Put back what dead processes left: those of this folder at once, others after their heartbeat stopped."""
+    """Put back into the queue what was cut off: by a stop, or because its process died. Processes of this folder are
+    known to be dead at once, others after their heartbeat stopped or where it never came. A run directory that is here
+    is gone on with.
+
+    What is missing is seen from the trials themselves, so that a process killed in the middle of this loses nothing.
+    """
     import optuna
+    from optuna.trial import TrialState
 
     optuna.storages.fail_stale_trials(study)
-    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-        if _is_dead(worker.search.folder, trial.user_attrs.get("worker")):
-            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
-                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-                _requeue(study, trial)
+    with _alone(worker):
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if _is_dead(worker.search.folder, trial.user_attrs.get("worker")) or _never_began(trial):
+                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
+                    study.tell(trial.number, state=TrialState.FAIL)
+        latest = {_origin(trial): trial for trial in study.get_trials(deepcopy=False)}
+        for origin, trial in latest.items():
+            retries = trial.user_attrs.get("retries", 0) + (not trial.user_attrs.get("stopped", False))
+            if _is_cut_off(trial) and retries <= RETRIES:
+                kept = {
+                    name: trial.user_attrs[name] for name in ("task", "losses") if name in trial.user_attrs
+                }
+                again = {**kept, "origin": origin, "retries": retries}
+                study.enqueue_trial(trial.params, user_attrs=again)
+
+
+def _never_began(trial: FrozenTrial) -> bool:
+    """True for a trial whose process died between taking it and its first heartbeat."""
+    taken = trial.datetime_start
+    late = taken is not None and (datetime.now() - taken).total_seconds() > 3 * HEARTBEAT_SECONDS
+    return late and "worker" not in trial.user_attrs
+
+
+def _is_cut_off(trial: FrozenTrial) -> bool:
+    """True for a trial that neither ended nor failed by its own fault."""
+    return trial.state.name == "FAIL" and not {"error", "not needed"} & trial.user_attrs.keys()
 
 
 def _work(
@@ -343,16 +435,21 @@ def _train_one(worker: Worker, study: optuna.Study, train: Callable[[Trial], flo
         nonlocal number
         number = trial.number
         trial.set_user_attr("worker", worker.identity)
-        return train(trial)
+        try:
+            return train(trial)
+        except (Interrupted, UserError):
+            trial.set_user_attr("stopped", True)
+            raise
 
     try:
-        study.optimize(objective, n_trials=1, catch=(_CannotTrain,))
-    except BaseException as error:
-        if number >= 0:
-            _requeue(study, study.get_trials(deepcopy=False)[number])
-        if isinstance(error, Interrupted):
-            raise _stopped(worker) from None
-        raise
+        study.optimize(objective, n_trials=1, catch=(_CannotTrain, _NotNeeded))
+    except Interrupted:
+        _take_over(worker, study)
+        raise _stopped(worker) from None
+    except ValueError:
+        if number < 0 or not _is_cut_off(study.get_trials(deepcopy=False)[number]):
+            raise
+        worker.show("this process was held up for so long that another has taken over its training")
 
 
 def _stopped(worker: Worker) -> Interrupted:
@@ -367,22 +464,32 @@ class _CannotTrain(Exception):
     """A combination that cannot be trained here (too little memory, a batch of one): the search goes on."""
 
 
+class _NotNeeded(Exception):
+    """Another process was faster: there are enough trials, or nothing waits any more."""
+
+
+def _refuse(trial: Trial) -> NoReturn:
+    trial.set_user_attr("not needed", True)
+    raise _NotNeeded
+
+
 def _trials_missing(worker: Worker) -> int:
     return worker.search.trials - len(counted(worker.study))
 
 
 def counted(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that were finished, failed for good, or are at work: not those that a later one goes on with."""
-    from optuna.trial import TrialState
-
     trials = study.get_trials(deepcopy=False)
-    return [trial for trial in trials if trial.state != TrialState.FAIL or "error" in trial.user_attrs]
+    return [trial for trial in trials if trial.state.name != "FAIL" or "error" in trial.user_attrs]
 
 
 def _search_trial(worker: Worker, trial: Trial) -> float:
     import optuna
 
     search = worker.search
+    before = sum(other.number < trial.number for other in counted(worker.study))
+    if "origin" not in trial.user_attrs and before >= search.trials:
+        _refuse(trial)
     values = choose_values(
         search.space, search.recipe, lambda name, dimension: _suggest(trial, name, dimension)
     )
@@ -547,8 +654,7 @@ def _plan_finalists(worker: Worker) -> None:
     """Queue the trainings of the finalists with seeds that the search has not used: once for each size of search."""
     search = worker.search
     size = [search.trials, search.finalists, search.seeds]
-    with opened_for_update(search.folder / ".finalists.lock") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _alone(worker):
         if worker.finals.user_attrs.get("planned_for") == size:
             return  # by another process, which may have seen one trial fewer
         candidates = best_trials(worker.study, search.finalists)
@@ -568,6 +674,8 @@ def _plan_finalists(worker: Worker) -> None:
 
 def _finalist(worker: Worker, trial: Trial) -> float:
     search = worker.search
+    if "task" not in trial.user_attrs:
+        _refuse(trial)
     number, seed = trial.user_attrs["task"]
     candidate = worker.study.get_trials(deepcopy=False)[number]
     values = candidate.user_attrs["values"]

@@ -17,8 +17,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
-from urllib.parse import urlsplit, urlunsplit
 
+from cifarlab import text
 from cifarlab.errors import Interrupted, UserError, nearest, one_of
 from cifarlab.recipe import flat
 from cifarlab.run import METRICS, Row, Run
@@ -177,7 +177,9 @@ class MLflow:
             self.client.update_run(self.run_id, status="RUNNING")
         else:
             self.run_id = self._create(run)
-            run.set_writer_record("mlflow", {"tracking_uri": _without_password(uri), "run_id": self.run_id})
+            run.set_writer_record(
+                "mlflow", {"tracking_uri": text.without_password(uri), "run_id": self.run_id}
+            )
         history = self.client.get_metric_history(self.run_id, "train_loss")
         self.epochs_there = {metric.step for metric in history}
 
@@ -274,10 +276,3 @@ def _run_name(run: Run) -> str:
     """`vgg3-s0-1`; `vgg3/seed-0` where the folder's own name does not tell the recipe."""
     name, recipe = run.path.resolve().name, run.recipe.name
     return name if name.startswith(recipe) else f"{recipe}/{name}"
-
-
-def _without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    if parts.password is None:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -145,7 +145,7 @@ def _print_pairs(console: Console, result: Comparison) -> None:
     for pair in result.pairs:
         a, b, difference = names[pair.a], names[pair.b], pair.difference
         interval = "–" if difference.low is None else _range(difference.low, difference.high, signed=True)
-        figures = f"{_p(difference.p):>8}  {_p(pair.adjusted_p):>8}"
+        figures = f"{text.p_value(difference.p):>8}  {text.p_value(pair.adjusted_p):>8}"
         verdict = pair.verdict.replace("a is", f"{a} is").replace("b is", f"{b} is")
         line = f"{f'{b} - {a}':7}  {100 * difference.mean:+6.2f}  {interval:16}  {figures}  {verdict}"
         console.print(line, markup=False)
@@ -176,23 +176,16 @@ def _mcnemar_line(pair: Pair, a: str, b: str) -> str:
         name, test = tests[0]
         return (
             f"McNemar, {name}: {test.only_b:,} pictures right in {b} alone, {test.only_a:,} in {a} alone,"
-            f" mid-p {_p(test.p)}. {alone}"
+            f" mid-{text.p_statement(test.p)}. {alone}"
         )
     below = sum(test.p < 0.05 for _, test in tests)
-    p_values = [test.p for _, test in tests]
-    return (
-        f"McNemar, seed by seed: mid-p from {_p(min(p_values))} to {_p(max(p_values))}, below 0.05 in {below} of"
-        f" {len(tests)}. {alone}"
-    )
+    lowest, highest = (text.p_value(pick(test.p for _, test in tests)) for pick in (min, max))
+    return f"McNemar, seed by seed: mid-p from {lowest} to {highest}, below 0.05 in {below} of {len(tests)}. {alone}"
 
 
 def _range(low: float | None, high: float | None, *, signed: bool) -> str:
     sign = "+" if signed else ""
     return f"{100 * (low or 0.0):{sign}.2f} to {100 * (high or 0.0):{sign}.2f}"
-
-
-def _p(p: float | None) -> str:
-    return "–" if p is None else "<0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def _folded(name: str, width: int) -> Sequence[str]:

@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cifarlab.evaluation import Evaluation
+    from cifarlab.run import Run
 
 LARGEST_MATRIX = 12  # classes whose confusion matrix fits 80 columns
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run's directory, or a folder of them: the seeds of a group."),
+    ],
     split: Annotated[
         str, typer.Option(metavar="test|validation|train", help="The pictures to judge on.")
     ] = "test",
@@ -33,11 +37,15 @@ def evaluate(
     """Judge a run: loss, accuracy, each class, and the confusion matrix; written into its evaluation.json.
 
     \b
-    Example:
+    Examples:
       cifarlab evaluate runs/vgg3-s0-1
+      cifarlab evaluate runs/vgg3
     """
-    from cifarlab.run import EVALUATION, Run
+    from cifarlab.run import EVALUATION, Run, is_run
 
+    if run.is_dir() and not is_run(run):
+        _evaluate_folder(run, split, weights, data_dir, as_json)
+        return
     opened = Run(run)
     from cifarlab.evaluation import evaluate
 
@@ -54,6 +62,49 @@ def evaluate(
     _print_result(console, result, opened.data["name"])
     console.print(f"\nwritten to {opened.path / EVALUATION}", markup=False)
     console.print(f"Next: cifarlab predict {opened.path} PICTURE", markup=False)
+
+
+def _evaluate_folder(
+    folder: Path, split: str, weights: str | None, data_dir: Path | None, as_json: bool
+) -> None:
+    """Every finished run, a line each, then mean and interval of each group."""
+    from cifarlab.evaluation import evaluate
+    from cifarlab.groups import group_runs, runs_under
+    from cifarlab.statistics import summarize
+
+    console = screen.open_console(as_json)
+    documents, groups = [], []
+    for group in group_runs(runs_under([folder])):
+        accuracies = []
+        for run in group.runs:
+            if why := _why_not(run):
+                screen.note(f"left out: {run.path} {why}")
+                continue
+            result = evaluate(run, split=split, weights=weights, data_dir=data_dir)
+            documents.append(result.to_dict())
+            accuracies.append(result.accuracy)
+            again = "  (stored before)" if result.reused else ""
+            told = (
+                f"{text.percent(result.accuracy, 2):>8}  loss {text.number(result.loss)}  {run.path}{again}"
+            )
+            console.print(told, markup=False)
+        if accuracies:
+            groups.append((group.name, summarize(accuracies)))
+        if group.runs[0].recipe.data.validation == "test":
+            screen.note(f"{group.name}: {screen.VALIDATION_IS_TEST}")
+    if as_json:
+        named = [{"name": name, **summary.to_dict()} for name, summary in groups]
+        screen.write_json({"split": split, "groups": named, "runs": documents})
+    for name, summary in groups:
+        console.print(f"\n{name}", style="bold", markup=False)
+        console.print(f"{split} accuracy {screen.mean_and_interval(summary)}", markup=False)
+
+
+def _why_not(run: Run) -> str:
+    """Why a run of a folder is not judged; empty where nothing speaks against it."""
+    if not run.is_complete:
+        return f"has finished {len(run.metrics)} of {run.recipe.epochs} epochs"
+    return "" if run.weights_path(run.default_weights).exists() else "is a record without weights"
 
 
 def _print_result(console: Console, result: Evaluation, data: str) -> None:

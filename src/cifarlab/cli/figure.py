@@ -99,7 +99,10 @@ def figure(
         "split": split,
         "weights": weights,
     }
-    _check_out(out)
+    from cifarlab.figures.style import check_format
+
+    check_format(out)
+    screen.check_file(out, "--out")  # before anything long
     drawn = _draw(name, runs or [], {option: value for option, value in given.items() if value is not None})
     from cifarlab.figures import save_figure
 
@@ -110,15 +113,6 @@ def figure(
 figure.__doc__ = (figure.__doc__ or "").replace(
     "    {figures}", "\n".join(f"      {name:14} {summary}" for name, summary in FIGURES.items())
 )
-
-
-def _check_out(out: Path) -> None:
-    """Before anything long. UserError where the file could not be made."""
-    from cifarlab.figures.style import check_format
-
-    check_format(out)
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out} cannot be written: there is no folder {out.parent}")
 
 
 def _draw(name: str, paths: list[Path], given: dict[str, Any]) -> Figure:

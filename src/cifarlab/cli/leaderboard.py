@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from cifarlab.leaderboard import Entry
 
+INDENT = " " * 6  # of what stands below a group's figures
+
 
 def leaderboard(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A folder of runs, at any depth.")] = Path(
@@ -50,24 +52,27 @@ def leaderboard(
 def _print_entries(console: Console, entries: list[Entry]) -> None:
     from cifarlab.leaderboard import interval_text, mean_text
 
+    if any(entry.saw_test for entry in entries):
+        console.print("† validated on the test set while it trained: its choices saw the test set\n")
+    on_one = len({entry.hardware for entry in entries}) == 1
+    if on_one:
+        console.print(f"all on {entries[0].hardware}\n", style="dim", markup=False)
     console.print(f"{'':4}{'test accuracy':16}  {'95 % interval':16}  runs  recipe", style="dim")
     for place, entry in enumerate(entries, 1):
         n = 0 if entry.test is None else entry.test.n
-        name = text.one_line(f"{entry.name}{' †' if entry.saw_test else ''}")
-        figures = (
-            f"{place if n else '':>3} {mean_text(entry.test):16}  {interval_text(entry.test):16}  {n:4}  "
-        )
-        _print_folded(console, figures, f"{name}, {entry.data}", "bold")
-        _print_folded(console, " " * 6, _details(entry), "dim")
-    if any(entry.saw_test for entry in entries):
-        console.print("\n† validated on the test set while it trained: its choices looked at the test set")
+        figures = f"{mean_text(entry.test):16}  {interval_text(entry.test):16}  {n:4}"
+        name = text.one_line(f"{entry.recipe}{' †' if entry.saw_test else ''}, {entry.data}")
+        console.print(f"{place if n else '':>3} {figures}  [bold]{screen.escaped(name)}[/bold]")
+        if entry.fields:
+            _print_folded(console, text.one_line(entry.fields))
+        _print_folded(console, _details(entry, with_hardware=not on_one), "dim")
     if any(entry.n_unjudged for entry in entries):
-        console.print("\nNext: `cifarlab evaluate RUN` judges a run that is not judged")
+        console.print("\nNext: `cifarlab evaluate RUN` judges a run, or a folder of runs")
     elif sum(entry.test is not None for entry in entries) > 1:
         console.print("\nNext: cifarlab compare, to say whether a difference is one")
 
 
-def _details(entry: Entry) -> str:
+def _details(entry: Entry, *, with_hardware: bool) -> str:
     from cifarlab.leaderboard import epochs_text, mean_text
 
     left = [(entry.n_unjudged, "not judged"), (entry.n_unfinished, "not finished")]
@@ -85,13 +90,11 @@ def _details(entry: Entry) -> str:
         parts.append(f"{entry.parameters:,} parameters")
     if entry.seconds is not None:
         parts.append(f"{text.duration(entry.seconds)} a run")
-    return "; ".join([*parts, entry.hardware])
+    return "; ".join([*parts, *([entry.hardware] if with_hardware else [])])
 
 
-def _print_folded(console: Console, before: str, content: str, style: str) -> None:
+def _print_folded(console: Console, content: str, style: str = "") -> None:
     import textwrap
 
-    first, *rest = textwrap.wrap(content, max(20, 80 - len(before))) or [""]
-    console.print(before + f"[{style}]{screen.escaped(first)}[/{style}]")
-    for line in rest:
-        console.print(" " * len(before) + f"[{style}]{screen.escaped(line)}[/{style}]")
+    for line in textwrap.wrap(content, max(40, min(console.width, 100) - len(INDENT))):
+        console.print(INDENT + line, style=style, markup=False)

@@ -189,11 +189,14 @@ def _saw_test(rows: Sequence[dict[Any, str]]) -> str:
 
 
 def _print_claims(console: Console, tested: Sequence[Tested]) -> None:
-    for each in tested:
+    untested = [str(each.claim.number) for each in tested if each.verdict == "not tested"]
+    for each in (each for each in tested if each.verdict != "not tested"):
         console.print(f"\n{each.claim.number}. {each.claim.text}: {each.verdict}", markup=False, style="bold")
         for result in each.results:
             if result.found is not None:
                 console.print(f"   {result.sentence}", markup=False)
+    if untested:
+        console.print(f"\nnot tested, for want of runs: claims {', '.join(untested)}", markup=False)
 
 
 def _document(

@@ -115,7 +115,7 @@ def _document(chosen: Study, outcomes: Sequence[Outcome]) -> dict[str, Any]:
                 "series": outcome.point.series,
                 "values": outcome.point.values,
                 "published": outcome.point.published,
-                "validation_accuracy": asdict(summarize(accuracies)) if accuracies else None,
+                "validation_accuracy": summarize(accuracies).to_dict() if accuracies else None,
                 "runs": [asdict(reading) for reading in outcome.readings],
                 "standings": list(outcome.standings),
             }

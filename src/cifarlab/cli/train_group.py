@@ -104,12 +104,7 @@ def _summary(runs: Sequence[Run]) -> Summary | None:
 
 def _result_document(runs: Sequence[Run], out_of_fold: Path | None) -> dict[str, Any]:
     summary = _summary(runs)
-    of_group = summary and {
-        "n": summary.n,
-        "mean": summary.mean,
-        "sd": summary.sd,
-        "interval": None if summary.low is None else [summary.low, summary.high],
-    }
+    of_group = summary and summary.to_dict()
     rows = [(run, _validation(run)) for run in runs]
     return {
         "group": str(runs[0].path.parent),

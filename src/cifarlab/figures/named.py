@@ -117,12 +117,12 @@ def confusion(
     run: Run, *, split: str = "test", weights: str | None = None, data_dir: Path | None = None
 ) -> Figure:
     """The confusion matrix; of a record, which has no weights any more, the one that was written down."""
-    from cifarlab.evaluation import evaluate
+    from cifarlab.evaluation import judged_before
 
     chosen = weights or run.default_weights
     recorded = run.evaluations.get(split, {}).get(chosen)
     if recorded is None or run.weights_path(chosen).exists():  # type: ignore[arg-type]
-        recorded = evaluate(run, split=split, weights=weights, data_dir=data_dir).to_dict()
+        recorded = judged_before(run, split=split, weights=weights, data_dir=data_dir).to_dict()
     title = (
         f"{_about(run)}: {recorded['n']:,} {SPLITS[split]} pictures, {100 * recorded['accuracy']:.2f} % right"
     )
@@ -192,9 +192,9 @@ def _judged(
     run: Run, name: str, split: str, weights: str | None, data_dir: Path | None
 ) -> tuple[np.ndarray, np.ndarray, Any]:
     """Pictures uint8 (N, H, W, 3), labels int64 (N,) and logits float64 (N, classes) of a split."""
-    from cifarlab.evaluation import evaluate, load_answers, open_pictures
+    from cifarlab.evaluation import judged_before, load_answers, open_pictures
 
-    used = evaluate(run, split=split, weights=weights, data_dir=data_dir).weights
+    used = judged_before(run, split=split, weights=weights, data_dir=data_dir).weights
     logits, labels = load_answers(run, split, used)
     images = open_pictures(run, split, used, command=f"figure {name}", data_dir=data_dir)
     return images, labels.numpy(), logits.double().numpy()

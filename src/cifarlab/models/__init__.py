@@ -79,7 +79,9 @@ def describe_model(model: "nn.Module", input_shape: InputShape = (3, 32, 32)) ->
 def _multiply_adds(layer: "nn.Module", output: Any) -> int:
     from torch import nn
 
-    if isinstance(layer, nn.Conv2d):
+    from cifarlab.models.airbench import Whitening
+
+    if isinstance(layer, nn.Conv2d | Whitening):
         return layer.weight[0].numel() * output[0].numel()
     if isinstance(layer, nn.Linear):
         return layer.weight.numel()

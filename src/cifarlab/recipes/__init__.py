@@ -1,6 +1,6 @@
 """Every recipe by name, in one explicit table."""
 
-from cifarlab.errors import UserError, nearest, one_of
+from cifarlab.errors import UserError, nearest
 from cifarlab.recipe import Recipe
 from cifarlab.recipes import (
     brownlee,
@@ -23,6 +23,7 @@ def get_recipe(name: str) -> Recipe:
         UserError: for an unknown name, with the nearest one.
     """
     if name not in RECIPES:
-        hint = nearest(name, RECIPES) or f"; known: {one_of(RECIPES)}"
-        raise UserError(f"unknown recipe '{name}'{hint} (`cifarlab recipes` lists them)")
+        raise UserError(
+            f"unknown recipe '{name}'{nearest(name, RECIPES)} (`cifarlab recipes` lists all {len(RECIPES)})"
+        )
     return RECIPES[name]

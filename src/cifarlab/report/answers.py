@@ -2,8 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.special import softmax
@@ -14,10 +15,11 @@ from cifarlab.errors import UserError
 from cifarlab.evaluation import open_training_pictures
 from cifarlab.label_errors import find_label_errors
 from cifarlab.out_of_fold import FILE as OUT_OF_FOLD
-from cifarlab.out_of_fold import load_out_of_fold
+from cifarlab.out_of_fold import OutOfFold, load_out_of_fold
 from cifarlab.report.charts import Chart, Series, as_percent, line_chart
 from cifarlab.report.judged import Judged
-from cifarlab.report.pictures import as_uri
+from cifarlab.report.pictures import as_uri, told
+from cifarlab.run import Run, is_run
 from cifarlab.statistics import proportion_interval
 
 SHOWN = 18  # pictures in a row of mistakes or hits
@@ -88,6 +90,7 @@ class Doubtful:
     pictures: tuple[Shown, ...]
     images: dict[int, str] | None = None
     folds: int = 0
+    told: dict[str, dict[str, Any]] = field(default_factory=dict)  # by `train-<index>`, as `pictures.told`
 
 
 def class_rows(judged: Judged) -> list[ClassRow]:
@@ -204,7 +207,34 @@ def doubtful_labels(judged: Judged, data_dir: str | Path | None) -> Doubtful:
         found,
         images={picture.index: as_uri(images[picture.index]) for picture in found.pictures},
         folds=int(answers.fold.max()) + 1,
+        told=_told_by_folds(judged, answers, images, [picture.index for picture in found.pictures]),
     )
+
+
+def _told_by_folds(
+    judged: Judged, answers: OutOfFold, images: np.ndarray, indices: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    """Answers and heat maps of training pictures, each by the fold that was not trained on it and has weights."""
+    found = {}
+    for number in sorted({int(answers.fold[index]) for index in indices}):
+        path = judged.run.path.parent / f"fold-{number}"
+        if not is_run(path) or Run(path).is_record:
+            continue
+        run = Run(path)
+        fold = replace(
+            judged,
+            run=run,
+            logits=answers.logits.double().numpy(),
+            labels=answers.labels.numpy(),
+            images=images,
+            held_out=None,
+            model=run.load_model(device=str(judged.device)),
+            preparation=run.load_preparation(),
+        )
+        held_out = [index for index in indices if int(answers.fold[index]) == number]
+        for index, what in told((fold,), held_out).items():
+            found[f"train-{index}"] = {**what, "by": path.name}
+    return found
 
 
 def _doubtful(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Doubtful:

@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from cifarlab import text
+from cifarlab.cost import training_operations
 from cifarlab.evaluation import Evaluation
 from cifarlab.models import describe_model
 from cifarlab.recipe import Recipe
@@ -15,8 +16,6 @@ from cifarlab.run import Run
 from cifarlab.statistics import proportion_interval
 
 Facts = dict[str, str]
-FORWARD_AND_BACKWARD = 3  # a step's backward pass takes about twice the arithmetic of its forward pass
-FLOP_PER_MULTIPLY_ADD = 2
 PREFIXES = ("", "thousand", "million", "billion", "trillion", "thousand trillion", "million trillion")
 
 
@@ -141,13 +140,13 @@ def cost_facts(judged: Judged) -> Facts:
     }
     if rows:
         images = rows[-1]["epoch"] * run.data["n_train"]
-        flop = FLOP_PER_MULTIPLY_ADD * FORWARD_AND_BACKWARD * forward * images
+        operations = in_words(training_operations(run, judged.model))
         speed = median(row["images_per_second"] for row in rows)
         facts |= {
             "Training time": text.duration(rows[-1]["elapsed_seconds"]),
             "Speed of training": f"{speed:,.0f} pictures a second (median epoch)",
             "Pictures seen in training": f"about {images:,}",
-            "Arithmetic of the training": f"about {in_words(flop)} floating-point operations",
+            "Arithmetic of the training": f"about {operations} floating-point operations",
         }
     return facts | {"Energy": "not measured"}
 

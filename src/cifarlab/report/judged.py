@@ -11,7 +11,8 @@ from torch import nn
 
 from cifarlab.environment import choose_device
 from cifarlab.errors import UserError
-from cifarlab.evaluation import Evaluation, evaluate, load_answers, open_pictures
+from cifarlab.evaluation import Evaluation, evaluate, judged_before, load_answers, open_pictures
+from cifarlab.groups import check_same_pictures
 from cifarlab.preparation import Preparation
 from cifarlab.run import Run
 
@@ -77,14 +78,14 @@ def judge(
         UserError: when the runs' pictures are not the same, a network's answers are not numbers, or one of them cannot
             be evaluated.
     """
-    _check_same_pictures(runs, split)
+    check_same_pictures(runs, split)
     return tuple(
         _judge(run, name, split, weights, data_dir) for run, name in zip(runs, _names(runs), strict=True)
     )
 
 
 def _judge(run: Run, name: str, split: str, weights: str | None, data_dir: str | Path | None) -> Judged:
-    evaluation = evaluate(run, split=split, weights=weights, data_dir=data_dir)
+    evaluation = judged_before(run, split=split, weights=weights, data_dir=data_dir)
     logits, labels = _as_arrays(run, split, evaluation.weights)
     if not np.isfinite(logits).all():
         raise UserError(
@@ -111,19 +112,6 @@ def _judge(run: Run, name: str, split: str, weights: str | None, data_dir: str |
 def _as_arrays(run: Run, split: str, weights: str) -> tuple[np.ndarray, np.ndarray]:
     logits, labels = load_answers(run, split, weights)
     return logits.double().numpy(), labels.numpy()
-
-
-def _check_same_pictures(runs: Sequence[Run], split: str) -> None:
-    first, *others = runs
-    for run in others:
-        if run.data["checksum"] != first.data["checksum"]:
-            raise UserError(
-                f"{first.path} and {run.path} are of different data: a report sets runs on the same beside each other"
-            )
-        if split == "validation" and run.data["validation_indices"] != first.data["validation_indices"]:
-            raise UserError(
-                f"{first.path} and {run.path} have different validation pictures: compare them with --split test"
-            )
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

@@ -128,7 +128,7 @@ def _render(
         "maps": map_shapes(judged),
         "heat": HEAT,
         "cells": cells,
-        "pictures": told(judged, sorted(images)),
+        "pictures": told(judged, sorted(images)) | (content["doubtful"].told if content["doubtful"] else {}),
         "images": {index: uri for index, uri in images.items() if index not in set(shown)},
     }
     environment = Environment(

@@ -163,19 +163,15 @@ def _difference(judged: Sequence[Judged], a: int, b: int) -> Difference:
         b=b,
         title=f"{first.name} and {second.name}",
         sentence=(
-            f"Both have {both:,} pictures right and {neither:,} wrong. McNemar's test on the others: {_p_text(test.p)}."
-            " It speaks of these two trained networks on pictures like these; of the recipes it says nothing, because"
-            " another seed makes another network."
+            f"Both have {both:,} pictures right and {neither:,} wrong. McNemar's test on the others:"
+            f" mid-{text.p_statement(test.p)}. It speaks of these two trained networks on pictures like these; of the"
+            " recipes it says nothing, because another seed makes another network."
         ),
         only_a=_shown(first, second, only_a),
         only_b=_shown(second, first, only_b),
         n_only_a=int(only_a.sum()),
         n_only_b=int(only_b.sum()),
     )
-
-
-def _p_text(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
 def _shown(right: Judged, wrong: Judged, where: np.ndarray) -> tuple[Shown, ...]:

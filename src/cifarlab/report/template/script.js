@@ -25,20 +25,22 @@
   function show() {
     const index = group[place];
     const picture = data.pictures[index];
-    const several = data.runs.length > 1;
-    byId("picture-title").textContent = `Picture ${index}: labelled ${data.classes[picture.t]}`;
+    const names = picture.by ? [picture.by] : data.runs;
+    const several = names.length > 1 || picture.by;
+    const called = picture.by ? index.replace("train-", "Training picture ") : `Picture ${index}`;
+    byId("picture-title").textContent = `${called}: labelled ${data.classes[picture.t]}`;
     byId("picture-about").textContent = several ? "" : `Answer: ${taken(picture.r[0])}`;
     byId("picture-place").textContent = `${place + 1} of ${group.length}`;
     byId("before").disabled = place === 0;
     byId("after").disabled = place === group.length - 1;
-    byId("picture-answers").replaceChildren(...picture.r.map((answer, run) => table(answer, several ? data.runs[run] : "")));
+    byId("picture-answers").replaceChildren(...picture.r.map((answer, run) => table(answer, several ? names[run] : "")));
     const image = new Image();
     image.onload = () => {
       if (index !== group[place]) return;
       const views = [view(image, null, null, "picture")];
       picture.r.forEach((answer, run) => {
         for (const [k, map] of answer.m || [])
-          views.push(view(image, map, data.maps[run], `Grad-CAM for ${data.classes[k]}${several ? `, ${data.runs[run]}` : ""}`));
+          views.push(view(image, map, data.maps[run], `Grad-CAM for ${data.classes[k]}${several ? `, ${names[run]}` : ""}`));
       });
       byId("picture-views").replaceChildren(...views);
     };
@@ -104,7 +106,7 @@
     const button = event.target.closest("button.picture");
     if (!button) return;
     const all = [...(button.closest("ul") || document).querySelectorAll("button.picture")];
-    group = all.map((each) => Number(each.dataset.picture));
+    group = all.map((each) => each.dataset.picture);
     place = all.indexOf(button);
     show();
     dialog.showModal();
@@ -196,6 +198,16 @@
     };
     pair.addEventListener("change", choose);
     choose();
+  }
+
+  // What is wider than the window says so
+
+  const scrolled = [...document.querySelectorAll(".wide, .pictures, .heats")].filter((each) => !each.closest("dialog"));
+  for (const each of scrolled) {
+    if (each.matches(".wide")) each.after(make("p", { className: "more", textContent: "More to the right: scroll sideways." }));
+    const see = () => each.classList.toggle("goes-on", each.scrollLeft + each.clientWidth < each.scrollWidth - 4);
+    each.addEventListener("scroll", see, { passive: true });
+    new ResizeObserver(see).observe(each);
   }
 
   const folded = [...document.querySelectorAll("main details")];
