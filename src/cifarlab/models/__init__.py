@@ -81,7 +81,9 @@ def _multiply_adds(layer: "nn.Module", output: Any) -> int:
 
     from cifarlab.models.airbench import Whitening
 
-    if isinstance(layer, nn.Conv2d | Whitening):
+    if isinstance(layer, Whitening):
+        return layer.get_buffer("weight")[0].numel() * output[0].numel()
+    if isinstance(layer, nn.Conv2d):
         return layer.weight[0].numel() * output[0].numel()
     if isinstance(layer, nn.Linear):
         return layer.weight.numel()
