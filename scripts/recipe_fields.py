@@ -35,6 +35,7 @@ GROUPS: tuple[tuple[str, str, tuple[type[BaseModel], ...]], ...] = (
         "The family of networks, by `model.name`.",
         (specs.VGG, specs.MLP, specs.AlexNet, specs.VGG16, specs.Airbench, specs.ResNet),
     ),
+    ("input", "", (recipe.Input,)),
     ("data", "", (recipe.Data,)),
     ("augment", "", (recipe.Augment,)),
     (

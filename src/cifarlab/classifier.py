@@ -173,8 +173,9 @@ class CifarlabClassifier(ClassifierMixin, BaseEstimator):
 
     def _shape_of(self, X: np.ndarray) -> tuple[int, int, int]:
         """(height, width, channels) of X's pictures."""
-        if X.ndim > 2 or self.image_shape is not None:
-            height, width, *channels = X.shape[1:] if X.ndim > 2 else self.image_shape
+        given = X.shape[1:] if X.ndim > 2 else self.image_shape
+        if given is not None:
+            height, width, *channels = given
             shape = (int(height), int(width), int(channels[0]) if channels else 1)
             if X.ndim == 2 and math.prod(shape) != X.shape[1]:
                 raise ValueError(
@@ -201,7 +202,7 @@ class CifarlabClassifier(ClassifierMixin, BaseEstimator):
             low, high = None, None
         else:
             low, high = self.pixel_range_
-        if low is not None:
+        if low is not None and high is not None:
             scale = 255.0 / (high - low) if high > low else 0.0
             X = np.clip(np.round((X.astype(np.float64) - low) * scale), 0, 255).astype(np.uint8)
         pictures = X.reshape(len(X), *self.image_shape_)

@@ -18,6 +18,9 @@ from torch.nn import functional as F
 
 from cifarlab import __version__
 from cifarlab.data import Source, open_source
+from cifarlab.data.loader import on_device
+from cifarlab.data.mapped import Pictures, choose
+from cifarlab.data.own_pictures import reopen_pictures
 from cifarlab.data.sources import check_not_in_memory
 from cifarlab.environment import choose_device
 from cifarlab.errors import UserError, nearest, one_of
@@ -192,11 +195,12 @@ def open_pictures(
     """
     source = _same_data(run, data_dir)
     if _opened_split(run, split) == "test":
+        source.check_has("test")
         _record_use(run, split, weights, run.weights_checksum(weights), command)  # type: ignore[arg-type]
-    return _pictures(run, source, split)[0]
+    return _pictures(run, source, split)[0][:]
 
 
-def open_training_pictures(run: Run, data_dir: str | Path | None = None) -> np.ndarray:
+def open_training_pictures(run: Run, data_dir: str | Path | None = None) -> Pictures:
     """Every training picture, uint8 (N, H, W, 3), validation's among them, in the order of the data set's files.
 
     Raises:
@@ -257,24 +261,29 @@ def _compute_logits(
     device = choose_device(run.recipe.device.model_copy(update={"name": "auto"}))
     model, preparation, weights_sha256 = _load_network(run, weights, str(device))
     if _opened_split(run, split) == "test":
+        source.check_has("test")
         _record_use(run, split, weights, weights_sha256, "evaluate")
     images, labels = _pictures(run, source, split)
-    pictures = torch.from_numpy(images).to(device)
+    pictures = on_device(images, device)
     views = view_logits(model, preparation, pictures, run.recipe.test_time_views)
     return views.cpu(), torch.from_numpy(labels), weights_sha256
 
 
 def _same_data(run: Run, data: Source | str | Path | None) -> Source:
     """The run's data, opened again; `data` is that already, or the folder it is in."""
-    if not isinstance(data, Source):
-        check_not_in_memory(run.data)
-        data = open_source(run.data["name"], None if data is None else Path(data))
-    source = data
+    source = data if isinstance(data, Source) else _reopened(run, None if data is None else Path(data))
     if source.checksum != run.data["checksum"]:
         raise UserError(
             f"{run.path} was trained on other data: {run.data['checksum']}, and {source.location} is {source.checksum}"
         )
-    return source
+    return source.sized(run.recipe.input.size, run.recipe.input.fit)
+
+
+def _reopened(run: Run, data_dir: Path | None) -> Source:
+    check_not_in_memory(run.data)
+    if "reading" in run.data:
+        return reopen_pictures(run.data, data_dir, run.recipe.input.size, run.recipe.input.fit)
+    return open_source(run.data["name"], data_dir)
 
 
 def _load_network(run: Run, weights: Weights, device: str) -> tuple[nn.Module, Preparation, str]:
@@ -286,7 +295,7 @@ def _load_network(run: Run, weights: Weights, device: str) -> tuple[nn.Module, P
             return model, preparation, weights_sha256
 
 
-def _pictures(run: Run, source: Source, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _pictures(run: Run, source: Source, split: str) -> tuple[Pictures, np.ndarray]:
     """Pictures uint8 (N, H, W, 3) and labels int64 (N,) of the split as the run cut it."""
     if _opened_split(run, split) == "test":
         test = source.load("test")
@@ -295,7 +304,7 @@ def _pictures(run: Run, source: Source, split: str) -> tuple[np.ndarray, np.ndar
     validates = np.zeros(len(train.labels), bool)
     validates[run.data["validation_indices"]] = True
     chosen = validates if split == "validation" else ~validates
-    return train.images[chosen], train.labels[chosen]
+    return choose(train.images, chosen), train.labels[chosen]
 
 
 # Stored logits: for each kind of weights a tensor, one more for the other views of test-time augmentation where there

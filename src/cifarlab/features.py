@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from cifarlab.data.loader import Images
 from cifarlab.environment import choose_precision
 from cifarlab.errors import UserError
 from cifarlab.files import cache_dir, sha256_of, write_atomic
@@ -124,7 +125,7 @@ def _going_on_from(job: Job, count: int, train: Tensor, validation: Tensor | Non
     return replace(job, stream=stream, validation=held_out, cached_layers=count)
 
 
-def _computed(job: Job, count: int, images: Tensor, training: bool) -> Iterator[tuple[Tensor, int]]:
+def _computed(job: Job, count: int, images: Images, training: bool) -> Iterator[tuple[Tensor, int]]:
     """float32 (N, H, W, C) outputs of the first `count` layers for uint8 (N, H, W, 3) pictures, and how many of them
     are there yet."""
     front: nn.Module = job.model[:count]  # type: ignore[index]
@@ -143,7 +144,7 @@ def _computed(job: Job, count: int, images: Tensor, training: bool) -> Iterator[
 # Kept on the disk
 
 
-def _kept_file(job: Job, count: int, images: Tensor, training: bool) -> Path:
+def _kept_file(job: Job, count: int, images: Images, training: bool) -> Path:
     """Named after everything that the outputs depend on, to the bit."""
     front: nn.Module = job.model[:count]  # type: ignore[index]
     settings = {
@@ -157,7 +158,7 @@ def _kept_file(job: Job, count: int, images: Tensor, training: bool) -> Path:
         "shape": list(images.shape),
     }
     digest = hashlib.sha256(json.dumps(settings).encode())
-    for tensor in (*front.state_dict().values(), images):
+    for tensor in (*front.state_dict().values(), *images.split(BATCH)):
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return cache_dir() / "features" / f"{digest.hexdigest()}.safetensors"
 

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from cifarlab.data import Source, open_source
+from cifarlab.data.sources import source_name
 from cifarlab.errors import Interrupted, UserError
 from cifarlab.interrupts import stop_on_signals
 from cifarlab.job import Job, prepare
@@ -125,8 +126,11 @@ def train_group(
     """
     chosen = override(get_recipe(recipe) if isinstance(recipe, str) else recipe, overrides or {})
     check_writers(log)
-    members = plan_group(chosen, seeds=seeds, folds=folds, data=data, out=out)
-    source = open_source(data, None if data_dir is None else Path(data_dir))
+    members = plan_group(chosen, seeds=seeds, folds=folds, data=source_name(data), out=out)
+    size = chosen.input
+    source = open_source(
+        data, None if data_dir is None else Path(data_dir), size_pixels=size.size, fit=size.fit
+    )
     with stop_on_signals() as stop:
         runs = train_members(members, source, stop, Console(highlight=False), log)
     if folds is not None:

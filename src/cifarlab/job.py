@@ -8,23 +8,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifarlab import pretrained
 from cifarlab.data import Source, open_source
-from cifarlab.data.loader import WEIGHTS, BatchStream, derived_seed
+from cifarlab.data.loader import WEIGHTS, BatchStream, Images, derived_seed, on_device
+from cifarlab.data.mapped import Pictures, choose
+from cifarlab.data.sources import is_path
 from cifarlab.data.splits import split_validation
 from cifarlab.environment import choose_device, choose_precision
 from cifarlab.errors import UserError, one_of
-from cifarlab.models import build_model
+from cifarlab.models import build_model, check_parameters
 from cifarlab.models.airbench import WHITENED_PICTURES, fit_whitening
 from cifarlab.optim import build_optimizer
 from cifarlab.preparation import Preparation
 from cifarlab.process import keep_freed_memory
-from cifarlab.recipe import Recipe
+from cifarlab.recipe import OWN_SIZE, Recipe
 from cifarlab.run import Run
 from cifarlab.transfer import begin_with, freeze_for_epoch, frozen_layers, open_base, rate_factors
 
@@ -37,7 +38,7 @@ class Job:
     source: Source
     device: torch.device
     stream: BatchStream
-    validation: tuple[Tensor, Tensor] | None  # uint8 (N, H, W, 3) and labels int64 (N,), on the device
+    validation: tuple[Images, Tensor] | None  # uint8 (N, H, W, 3) and labels int64 (N,), on the device
     validation_indices: list[int]
     model: nn.Module
     average: AveragedModel | None
@@ -109,7 +110,7 @@ def autocast(job: Job) -> AbstractContextManager[Any]:
 
 def prepare(
     recipe: Recipe,
-    data: str | Source = "cifar10",
+    data: str | Path | Source = "cifar10",
     data_dir: str | Path | None = None,
     resumed: Run | None = None,
     *,
@@ -117,8 +118,9 @@ def prepare(
 ) -> Job:
     """Open the data, cut validation, put pictures on the device, and build the network with its first weights.
 
-    `data` is a name, looked for in `data_dir`, or a source that is open already. The job of a run that is `resumed`
-    gets its weights from the run's state: what they began with is not opened again, nor is it without `begin`.
+    `data` is a name, looked for in `data_dir`, the path of own pictures, or a source that is open already. The job of a
+    run that is `resumed` gets its weights from the run's state: what they began with is not opened again, nor is it
+    without `begin`.
 
     Raises:
         UserError: for data that is missing or damaged, a device that is not there, or a recipe that does not fit.
@@ -130,9 +132,13 @@ def prepare(
     if begins and base is None and (weights := pretrained.wanted(recipe.model)):
         pretrained.find(weights)  # their absence is told before anything long
     if isinstance(data, Source):
-        source = data
+        source = data.sized(recipe.input.size, recipe.input.fit)
     else:
-        source = open_source(data, None if data_dir is None else Path(data_dir))
+        place = None if data_dir is None else Path(data_dir)
+        how: dict[str, Any] = (
+            {"size_pixels": recipe.input.size, "fit": recipe.input.fit} if is_path(data) else {}
+        )
+        source = open_source(data, place, **how).sized(recipe.input.size, recipe.input.fit)
     train = source.load("train")
     settings = recipe.data
     chosen, held_out = split_validation(
@@ -143,11 +149,14 @@ def prepare(
         settings.validation_seed,
         settings.folds,
         settings.fold,
+        groups=source.groups,
+        given=source.validation,
+        classes=source.classes,
     )
-    images = train.images if len(held_out) == 0 else train.images[chosen]
+    images = train.images if len(held_out) == 0 else choose(train.images, chosen)
     preparation = _preparation(recipe, images, base, resumed)
     stream = BatchStream(
-        images=torch.tensor(images, device=device),
+        images=on_device(images, device),
         labels=torch.tensor(train.labels[chosen], device=device),
         batch_size=recipe.batch_size,
         seed=recipe.seed,
@@ -157,14 +166,17 @@ def prepare(
         sampling=settings.sampling,
     )
     _check_class_weights(recipe, source.classes)
-    held_out_split = source.load("test") if settings.validation == "test" else None
-    if held_out_split is not None:
-        validation = torch.tensor(held_out_split.images), torch.tensor(held_out_split.labels)
+    if settings.validation == "test":
+        test = source.load("test")
+        validation = on_device(test.images, device), torch.tensor(test.labels, device=device)
     else:
-        validation = torch.tensor(train.images[held_out]), torch.tensor(train.labels[held_out])
-    model = new_model(recipe, len(source.classes), (3, preparation.height, preparation.width), device)
-    few = stream.images[:WHITENED_PICTURES].permute(0, 3, 1, 2)
-    fit_whitening(model, preparation(few))
+        judged = on_device(choose(train.images, held_out), device)
+        validation = judged, torch.tensor(train.labels[held_out], device=device)
+    input_shape = 3, preparation.height, preparation.width
+    if max(preparation.height, preparation.width) > OWN_SIZE:
+        check_parameters(recipe.model, len(source.classes), input_shape)
+    model = new_model(recipe, len(source.classes), input_shape, device)
+    fit_whitening(model, preparation(_some_pictures(stream, source).permute(0, 3, 1, 2)))
     initial_weights = None
     if base is not None:
         initial_weights = _begin_with(base, recipe, model, source.classes, preparation)
@@ -177,7 +189,7 @@ def prepare(
         source=source,
         device=device,
         stream=stream,
-        validation=None if len(validation[1]) == 0 else (validation[0].to(device), validation[1].to(device)),
+        validation=None if len(validation[1]) == 0 else validation,
         validation_indices=held_out.tolist(),
         model=model,
         average=new_average(recipe, model),
@@ -186,16 +198,23 @@ def prepare(
     )
 
 
-def _preparation(recipe: Recipe, images: np.ndarray, base: Run | None, resumed: Run | None) -> Preparation:
+def _some_pictures(stream: BatchStream, source: Source) -> Tensor:
+    """The first training pictures; of picture files, which are in the order of their classes, from all of them."""
+    n = len(stream.images)
+    step = 1 if source.reading is None else max(1, n // WHITENED_PICTURES)
+    return stream.images[torch.arange(0, n, step, device=stream.labels.device)[:WHITENED_PICTURES]]
+
+
+def _preparation(recipe: Recipe, images: Pictures, base: Run | None, resumed: Run | None) -> Preparation:
     """Fitted to `images` uint8 (N, H, W, 3), or else that of the network which training begins with."""
-    fitted = Preparation.from_training_images(recipe.data.preparation, images)
+    fitted = Preparation.from_training_images(recipe.data.preparation, images, recipe.input.fit)
     if base is not None:
         theirs = base.load_preparation()
     elif resumed is not None and "preparation" in resumed.data.get("initial_weights", {}):
         theirs = Preparation.from_dict(resumed.data["initial_weights"]["preparation"])
     else:
         return fitted
-    return replace(theirs, height=fitted.height, width=fitted.width)
+    return replace(theirs, height=fitted.height, width=fitted.width, fit=fitted.fit)
 
 
 def _begin_with(

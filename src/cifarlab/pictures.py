@@ -11,8 +11,11 @@ import stat
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -35,7 +38,10 @@ JPEG_REDUCTIONS = (2, 4, 8)  # of width and of height, as libjpeg offers them
 RESIZING = Image.Resampling.BILINEAR  # a triangle filter, widened when shrinking, so that it is antialiased
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})
 
+LETTERBOX_GREY = (128, 128, 128)
+
 PictureSource = str | os.PathLike[str] | bytes | Image.Image
+Fit = Literal["squash", "crop", "letterbox"]
 
 
 class _Jpeg(JpegImageFile):
@@ -72,13 +78,30 @@ _one_large_at_a_time = (
 )  # a progressive JPEG of 200 megapixels takes over 1 GB while it is decoded
 
 
-def read_picture(source: PictureSource, height: int, width: int) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture at the size asked for, and what its file was.
+
+    Attributes:
+        pixels: uint8 (height, width, 3), RGB.
+        width, height: pixels of the file as it is stored, before it is turned.
+        mode: Pillow's name of its colours, such as RGB, L, CMYK or I;16.
+    """
+
+    pixels: np.ndarray
+    width: int
+    height: int
+    mode: str
+
+
+def read_picture(source: PictureSource, height: int, width: int, fit: Fit = "squash") -> np.ndarray:
     """A picture as uint8 (height, width, 3), RGB, whatever its own size, colours and orientation.
 
     `source` is a path, the bytes of a picture file, or a Pillow image. The picture is turned as its EXIF orientation
     says, transparency is laid on white, 16 bits are scaled to 8, grey and CMYK become RGB (colour profiles are not
-    applied), and it is squashed to the size asked for with an antialiased triangle filter (Pillow's BILINEAR), as the
-    write-ups squash. A picture of that size already keeps its pixels exactly.
+    applied), and it is brought to the size asked for with an antialiased triangle filter (Pillow's BILINEAR): squashed
+    as the write-ups squash, or the largest part in its middle that has the shape (`crop`), or the whole between grey
+    bars (`letterbox`). A picture of that size already keeps its pixels exactly.
 
     Its size is read from the header: above 25 megapixels a JPEG is decoded at 1/2, 1/4 or 1/8 of its scale, the least
     that brings it to 25 or fewer, and other formats are refused; above 200 megapixels every picture is refused.
@@ -86,20 +109,88 @@ def read_picture(source: PictureSource, height: int, width: int) -> np.ndarray:
     Raises UserError, one line that names the file, if it is missing, unreadable, empty, a folder, not a picture, cut
     short, damaged, without pixels or too large.
     """
+    with _loaded(source, _name_of(source)) as loaded:
+        return loaded.fitted(height, width, fit)
+
+
+def examine_picture(data: bytes, name: str, height: int, width: int, fit: Fit = "squash") -> Picture:
+    """As `read_picture`, for the bytes of the file called `name`, and what the file was."""
+    with _loaded(data, name) as loaded:
+        return Picture(loaded.fitted(height, width, fit), *loaded.size, loaded.mode)
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """A decoded picture, not turned yet. `size` (width, height) and `mode` are those of its file."""
+
+    rgb: Image.Image
+    orientation: int
+    size: tuple[int, int]
+    mode: str
+
+    def fitted(self, height: int, width: int, fit: Fit) -> np.ndarray:
+        size = self._stored(height, width)
+        rgb = self.rgb if self.rgb.size == size else _FITTED[fit](self.rgb, size)
+        return np.array(self._upright(rgb), dtype=np.uint8)
+
+    def _stored(self, height: int, width: int) -> tuple[int, int]:
+        return (height, width) if self.orientation in SIDEWAYS else (width, height)
+
+    def _upright(self, rgb: Image.Image) -> Image.Image:
+        return rgb.transpose(UPRIGHT[self.orientation]) if self.orientation in UPRIGHT else rgb
+
+
+def _squash(rgb: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return rgb.resize(size, RESIZING)
+
+
+def _crop(rgb: Image.Image, size: tuple[int, int]) -> Image.Image:
+    scale = min(rgb.width / size[0], rgb.height / size[1])
+    width, height = size[0] * scale, size[1] * scale
+    left, top = (rgb.width - width) / 2, (rgb.height - height) / 2
+    right, bottom = min(left + width, rgb.width), min(top + height, rgb.height)
+    return rgb.resize(size, RESIZING, box=(left, top, right, bottom))
+
+
+def _letterbox(rgb: Image.Image, size: tuple[int, int]) -> Image.Image:
+    scale = min(size[0] / rgb.width, size[1] / rgb.height)
+    inside = max(1, round(rgb.width * scale)), max(1, round(rgb.height * scale))
+    whole = Image.new("RGB", size, LETTERBOX_GREY)
+    whole.paste(rgb.resize(inside, RESIZING), ((size[0] - inside[0]) // 2, (size[1] - inside[1]) // 2))
+    return whole
+
+
+_FITTED: dict[str, Callable[[Image.Image, tuple[int, int]], Image.Image]] = {
+    "squash": _squash,
+    "crop": _crop,
+    "letterbox": _letterbox,
+}
+
+
+def _name_of(source: PictureSource) -> str:
     if isinstance(source, Image.Image):
-        name = "the image given"
+        return "the image given"
+    return "the picture given as bytes" if isinstance(source, bytes) else os.fspath(source)
+
+
+@contextmanager
+def _loaded(source: PictureSource, name: str) -> Iterator[_Loaded]:
+    """The picture decoded; the large ones one at a time."""
+    if isinstance(source, Image.Image):
         _check_size(name, source.size, LARGEST_PIXELS)
-        return _decode(name, source, height, width)
-    name = "the picture given as bytes" if isinstance(source, bytes) else os.fspath(source)
+        yield _load(name, source, source.size)
+        return
     data = source if isinstance(source, bytes) else read_file(Path(source))
     if not data:
         raise UserError(f"{name} is empty (0 bytes)")
     image = _open(name, data)
+    size = image.size
     if image.width * image.height <= FULL_SCALE_PIXELS:
-        return _decode(name, image, height, width)
+        yield _load(name, image, size)
+        return
     with _one_large_at_a_time:
         _reduce(image)
-        return _decode(name, image, height, width)
+        yield _load(name, image, size)
 
 
 def find_pictures(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -258,23 +349,17 @@ def _reduce(image: ImageFile) -> None:
             return
 
 
-def _decode(name: str, image: Image.Image, height: int, width: int) -> np.ndarray:
-    """The picture's pixels as uint8 (height, width, 3)."""
+def _load(name: str, image: Image.Image, size: tuple[int, int]) -> _Loaded:
     format = "WebP" if image.format == "WEBP" else image.format or "image"
+    mode = image.mode
     try:
         image.load()
         orientation = _orientation(image.info.get("exif"))
-        rgb = _on_white(name, image)
-        size = (height, width) if orientation in SIDEWAYS else (width, height)
-        if rgb.size != size:
-            rgb = rgb.resize(size, RESIZING)
-        if orientation in UPRIGHT:
-            rgb = rgb.transpose(UPRIGHT[orientation])
+        return _Loaded(_on_white(name, image), orientation, size, mode)
     except UserError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly every kind there is
         raise _damaged(name, format, error) from error
-    return np.array(rgb, dtype=np.uint8)
 
 
 def _on_white(name: str, image: Image.Image) -> Image.Image:

@@ -176,7 +176,7 @@ class Predictor:
                 return picture
             picture = Image.fromarray(picture)
         try:
-            return read_picture(picture, height, width)
+            return read_picture(picture, height, width, self.preparation.fit)
         except UserError as error:
             return str(error)
 

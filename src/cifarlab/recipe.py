@@ -6,6 +6,7 @@ name (`optimizer.learning_rate`). Nothing here imports torch.
 
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union
 
@@ -39,6 +40,21 @@ class Published(Part):
     split: Literal["test", "validation"] = "test"
     epochs: int
     loss: float | None = None
+
+
+class Input(Part):
+    """The size of the pictures that the network sees, and how pictures of another shape come to it."""
+
+    size: Annotated[int, Field(ge=32, le=224)] | None = Field(
+        default=None,
+        description="pixels a side; none: that of the data set, which is 32 for picture files. Setting it adapts the"
+        " recipe: networks of blocks get one more for each doubling of 32, and what is counted in pixels grows",
+    )
+    fit: Literal["squash", "crop", "letterbox"] = Field(
+        default="squash",
+        description="squash: height and width each to the size; crop: the largest square in the middle; letterbox: the"
+        " whole picture between grey bars",
+    )
 
 
 class Data(Part):
@@ -426,6 +442,8 @@ class Device(Part):
     )
 
 
+OWN_SIZE = 32  # pixels a side: of CIFAR-10, and of picture files where `input.size` is none
+MOST_BLOCKS = 5
 WORDS = ("source", "notes", "network", "published", "parameters", "trainable_parameters")  # decide no result
 
 
@@ -444,6 +462,7 @@ class Recipe(Part):
         default=None, description="without batch norm's running statistics"
     )
     model: ModelSpec
+    input: Input = Input()
     data: Data = Data()
     augment: Augment = Augment()
     optimizer: Optimizer = SGD()
@@ -516,7 +535,31 @@ def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
         mistakes.extend(mistakes_in(error))
     if result is None or mistakes:
         raise UserError("; ".join(mistakes))
-    return result
+    return _adapted(result, recipe.input.size or OWN_SIZE, set(overrides))
+
+
+def _adapted(recipe: Recipe, size_before: int, given: set[str]) -> Recipe:
+    """`recipe` for a new `input.size`: what is not `given` itself follows it.
+
+    A network of blocks that each halve the picture gets one more for each doubling, so that the last ones see as much
+    of it as before, unless it begins with the weights of a run; sizes counted in pixels grow alike.
+    """
+    size = recipe.input.size or OWN_SIZE
+    if size == size_before:
+        return recipe
+    content = recipe.model_dump(mode="json")
+    model, doublings = content["model"], int(math.log2(size / size_before))
+    is_own = recipe.finetune.init_from is not None or any(field.startswith("model.") for field in given)
+    if recipe.model.name in ("vgg", "airbench") and doublings > 0 and not is_own:
+        more = min(doublings, MOST_BLOCKS - len(model["widths"]))
+        model["widths"] += model["widths"][-1:] * more
+        if model.get("pool_dropout"):
+            model["pool_dropout"] += model["pool_dropout"][-1:] * more
+        content["parameters"] = content["trainable_parameters"] = None
+    for part, field, most in (("augment", "crop_padding", 64), ("augment", "cutout", 224)):
+        if f"{part}.{field}" not in given:
+            content[part][field] = min(most, round(content[part][field] * size / size_before))
+    return Recipe.model_validate(content)
 
 
 def from_json(text: str, origin: str) -> Recipe:

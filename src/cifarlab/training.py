@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifarlab.data import Source
-from cifarlab.data.loader import DROPOUT, derived_seed
+from cifarlab.data.loader import DROPOUT, Images, derived_seed
+from cifarlab.data.own_pictures import reopen_pictures
 from cifarlab.data.sources import check_not_in_memory
 from cifarlab.environment import describe_environment
 from cifarlab.errors import DivergedError, Interrupted, UserError, one_of
@@ -100,6 +101,8 @@ def start(job: Job, out: str | Path | None = None) -> Run:
         "validation": job.recipe.data.validation,
         "validation_indices": job.validation_indices,
     }
+    if job.source.reading is not None:
+        data["reading"] = dict(job.source.reading)
     if job.initial_weights is not None:
         data["initial_weights"] = job.initial_weights
     environment = describe_environment(job.recipe.device, job.device)
@@ -142,6 +145,9 @@ def reopen(
     recipe = _replanned(run, epochs, dict(overrides or {}))
     if "initial_weights" in run.data and run.load_state() is None:
         raise UserError(f"{run.path} was killed before it kept the weights it began with: train it again")
+    if source is None and "reading" in run.data:
+        place = None if data_dir is None else Path(data_dir)
+        source = reopen_pictures(run.data, place, recipe.input.size, recipe.input.fit)
     job = prepare(recipe, source or run.data["name"], data_dir, resumed=run)
     if job.source.checksum != run.data["checksum"]:
         raise UserError(
@@ -334,7 +340,7 @@ def validate(job: Job) -> tuple[float | None, float | None]:
     return loss.item(), (logits.argmax(1) == labels).sum().item() / len(labels)
 
 
-def predict_logits(model: nn.Module, prepare: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def predict_logits(model: nn.Module, prepare: Callable[[Tensor], Tensor], images: Images) -> Tensor:
     """float32 logits (N, classes) for uint8 (N, H, W, 3), or whatever `prepare` makes inputs of.
 
     In evaluation mode; each layer's own mode is put back.
@@ -504,7 +510,7 @@ class Pace:
 def train(
     recipe: str | Recipe,
     *,
-    data: str | Source = "cifar10",
+    data: str | Path | Source = "cifar10",
     out: str | Path | None = None,
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
@@ -517,7 +523,7 @@ def train(
 
     Args:
         recipe: a name (`cifarlab recipes` lists them) or a `Recipe`.
-        data: `cifar10`, `demo`, or an opened source.
+        data: a name such as `cifar10` or `demo`, the path of your own pictures, or an opened source.
         out: the run directory to make; by default `runs/<recipe>-s<seed>-<n>`.
         seed: of weights, data order, augmentation and dropout; the recipe's own `seed` is not used.
         overrides: recipe fields by dotted name, for example `{"optimizer.learning_rate": 0.01}`.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarlab.data.augment import shift_pixels
+from cifarlab.data.loader import Images
 from cifarlab.preparation import Preparation
 from cifarlab.training import predict_logits
 
@@ -55,7 +56,7 @@ IN_WORDS: dict[Rule, str] = {
 def view_logits(
     model: nn.Module,
     preparation: Preparation,
-    images: Tensor,
+    images: Images,
     rule: Rule,
     progress: Progress | None = None,
 ) -> Tensor:

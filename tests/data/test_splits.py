@@ -129,8 +129,8 @@ def test_a_cut_that_cannot_be_made_says_why(arguments, message):
 
 
 def test_a_class_too_small_is_named():
-    labels = np.array([0] * 100 + [1] * 2)
-    with pytest.raises(UserError, match="class 1 has 2 training pictures, too few"):
+    labels = np.array([0] * 100 + [1])
+    with pytest.raises(UserError, match="class 1 has 1 training picture, too few"):
         split_validation(labels)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,10 @@ from cifarlab.errors import UserError
 if TYPE_CHECKING:
     from cifarlab.data import Source
     from cifarlab.recipe import Recipe
+    from cifarlab.run import Run
 
 BAR_WIDTH = 24
+LONG_SECONDS = 3.0  # that decoding takes before it is spoken of where there is no terminal
 
 
 def data(
@@ -79,12 +82,34 @@ def data(
         screen.open_console(as_json).print(f"drawn: {figure}", markup=False)
 
 
-def open_source(name: str, data_dir: Path | None = None) -> Source:
-    """The data source, fetched with a progress bar on stderr if it has to be."""
+def open_source(
+    name: str,
+    data_dir: Path | None = None,
+    *,
+    recipe: Recipe | None = None,
+    skip_unreadable: bool = False,
+) -> Source:
+    """The data source, fetched, or decoded for `recipe`, with a progress bar on stderr if it has to be."""
     from cifarlab.data import open_source
+    from cifarlab.data.listing import Reading
 
-    with _download_progress() as progress:
-        return open_source(name, data_dir, progress)
+    reading = Reading(skip_unreadable=skip_unreadable)
+    with _download_progress() as progress, _decoding_progress() as decoding:
+        return open_source(name, data_dir, progress, reading=reading, decoding=decoding, **_input_of(recipe))
+
+
+def reopen_source(run: Run, data_dir: Path | None = None) -> Source:
+    """As `open_source`, the data that a run was trained with."""
+    if "reading" not in run.data:
+        return open_source(run.data["name"], data_dir)
+    from cifarlab.data.own_pictures import reopen_pictures
+
+    with _decoding_progress() as decoding:
+        return reopen_pictures(run.data, data_dir, progress=decoding, **_input_of(run.recipe))
+
+
+def _input_of(recipe: Recipe | None) -> dict[str, Any]:
+    return {} if recipe is None else {"size_pixels": recipe.input.size, "fit": recipe.input.fit}
 
 
 def fetch_weights(recipe: Recipe) -> None:
@@ -142,6 +167,51 @@ def _download_progress() -> Iterator[Callable[[int, int | None, str], None]]:
         yield report
     finally:
         progress.stop()
+
+
+@contextmanager
+def _decoding_progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar where there is a terminal, else a line for every tenth if it takes long; nothing if all is decoded."""
+    if not sys.stderr.isatty():
+        yield _print_decoded_tenths()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("decoding pictures, once"),
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = None
+
+    def report(done: int, total: int) -> None:
+        nonlocal task
+        if task is None:
+            task = progress.add_task("", total=total)
+            progress.start()
+        progress.update(task, completed=done)
+
+    try:
+        yield report
+    finally:
+        progress.stop()
+
+
+def _print_decoded_tenths() -> Callable[[int, int], None]:
+    said, began = 0, time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal said
+        elapsed_seconds = time.monotonic() - began
+        if 10 * done // total > said and elapsed_seconds > LONG_SECONDS:
+            said = 10 * done // total
+            left = text.duration(elapsed_seconds / done * (total - done))
+            sys.stderr.write(f"decoding pictures, once: {done:,} of {total:,}, {left} left\n")
+
+    return report
 
 
 def _print_tenths() -> Callable[[int, int | None, str], None]:

@@ -12,8 +12,19 @@ JsonAndProgress = Annotated[
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        "--data-dir", metavar="DIR", help="Where CIFAR-10 is; beats CIFARLAB_DATA and the user's cache."
+        "--data-dir", metavar="DIR", help="Where the data set is; beats CIFARLAB_DATA and the user's cache."
     ),
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="NAME|PATH",
+        help="A data set, or your own pictures: a folder with one for each class.",
+    ),
+]
+SkipUnreadable = Annotated[
+    bool, typer.Option("--skip-unreadable", help="Go on without the pictures that cannot be read.")
 ]
 Plan = Annotated[bool, typer.Option("--plan", help="Say what is there and what the rest would take, stop.")]
 Settings = Annotated[

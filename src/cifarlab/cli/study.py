@@ -11,7 +11,7 @@ import typer
 from cifarlab import text
 from cifarlab.cli import screen
 from cifarlab.cli.data import open_source
-from cifarlab.cli.options import DataDir, JsonAndProgress, Plan, Settings
+from cifarlab.cli.options import Data, DataDir, JsonAndProgress, Plan, Settings, SkipUnreadable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,8 +26,9 @@ def study(
     seeds: Annotated[
         int | None, typer.Option("--seeds", metavar="N", min=1, help="Runs of each point: seeds 0 to N-1.")
     ] = None,
-    data: Annotated[str, typer.Option("--data", metavar="cifar10|demo", help="The data set.")] = "cifar10",
+    data: Data = "cifar10",
     data_dir: DataDir = None,
+    skip_unreadable: SkipUnreadable = False,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Default runs/study-<name>.")
     ] = None,
@@ -49,12 +50,13 @@ def study(
       cifarlab study my-study.toml --out runs/mine
     """
     from cifarlab.cli.queue import carry_out, print_cost, unfinished
+    from cifarlab.data.sources import source_name
     from cifarlab.recipe import parse_assignments
     from cifarlab.study import load_study, plan_study, read_study
 
     chosen = load_study(name)
     folder = out or Path("runs") / f"study-{chosen.name}"
-    planned = plan_study(chosen, folder, data, parse_assignments(settings or []), seeds)
+    planned = plan_study(chosen, folder, source_name(data), parse_assignments(settings or []), seeds)
     by_seed = zip(*(some for _, some in planned), strict=True)  # a study cut short has whole seeds
     trainings = list({each.path: each for seed in by_seed for each in seed}.values())
     console = screen.open_console(as_json)
@@ -62,7 +64,9 @@ def study(
         f"{chosen.title or chosen.name}: {text.count(len(planned), 'point')}, in {folder}", markup=False
     )
     if not no_train:
-        source = open_source(data, data_dir) if unfinished(trainings) else None
+        source = (
+            open_source(data, data_dir, skip_unreadable=skip_unreadable) if unfinished(trainings) else None
+        )
         for refusal in print_cost(console, trainings, source).values():
             raise refusal
         if plan:

@@ -12,8 +12,8 @@ import typer
 
 from cifarlab import text
 from cifarlab.cli import screen
-from cifarlab.cli.data import fetch_weights, open_source
-from cifarlab.cli.options import DataDir, JsonAndProgress, Settings
+from cifarlab.cli.data import fetch_weights, open_source, reopen_source
+from cifarlab.cli.options import Data, DataDir, JsonAndProgress, Settings, SkipUnreadable
 from cifarlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,8 +32,9 @@ Log = Annotated[
 
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name that `cifarlab recipes` lists.")],
-    data: Annotated[str, typer.Option("--data", metavar="cifar10|demo", help="The data set.")] = "cifar10",
+    data: Data = "cifar10",
     data_dir: DataDir = None,
+    skip_unreadable: SkipUnreadable = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="The run's directory; default runs/<recipe>-s<seed>-<n>."),
@@ -76,6 +77,7 @@ def train(
     \b
     Examples:
       cifarlab train demo --data demo
+      cifarlab train vgg3-bn --data ~/flowers --set input.size=64
       cifarlab train vgg3-bn --plan
       cifarlab train vgg3 --epochs 20 --set optimizer.learning_rate=0.01 --set augment.flip=0.5
       cifarlab train vgg3 --init-from runs/vgg3-s0-1 --freeze 'block*'
@@ -105,7 +107,7 @@ def train(
     if not plan:
         check_writers(log or [])
     fetch_weights(chosen)
-    source = open_source(data, data_dir)
+    source = open_source(data, data_dir, recipe=chosen, skip_unreadable=skip_unreadable)
     if in_group:
         from cifarlab.cli.train_group import train_group
 
@@ -172,7 +174,7 @@ def resume(
     from cifarlab.data.sources import check_not_in_memory
 
     check_not_in_memory(opened.data)
-    source = open_source(opened.data["name"], data_dir)
+    source = reopen_source(opened, data_dir)
     from cifarlab.training import reopen
 
     job, opened = reopen(run, epochs, overrides, source=source)

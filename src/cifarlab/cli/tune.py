@@ -11,7 +11,7 @@ import typer
 from cifarlab import text
 from cifarlab.cli import screen
 from cifarlab.cli.data import open_source
-from cifarlab.cli.options import DataDir, JsonAndProgress, Settings
+from cifarlab.cli.options import Data, DataDir, JsonAndProgress, Settings, SkipUnreadable
 from cifarlab.cli.train import overrides_of
 from cifarlab.errors import UserError, nearest, one_of
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from cifarlab.tuning import Done, Progress, Search
 
 PRUNERS = ("median", "hyperband", "none")
-Data = Annotated[str, typer.Option("--data", metavar="cifar10|demo", help="The data set.")]
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name that `cifarlab recipes` lists.")]
 Epochs = Annotated[str | None, typer.Option("--epochs", metavar="N", help="Passes over the data.")]
 Device = Annotated[
@@ -43,6 +42,7 @@ def tune(
     ],
     data: Data = "cifar10",
     data_dir: DataDir = None,
+    skip_unreadable: SkipUnreadable = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="The search's folder; default runs/tune-<recipe>."),
@@ -93,7 +93,7 @@ def tune(
     dimensions = read_space(space, chosen)
     from cifarlab.tuning import Search, check_search, run_search
 
-    source = open_source(data, data_dir)
+    source = open_source(data, data_dir, recipe=chosen, skip_unreadable=skip_unreadable)
     search = Search(
         recipe=chosen,
         space=dimensions,
@@ -242,6 +242,7 @@ def lr_find(
     recipe: RecipeName,
     data: Data = "cifar10",
     data_dir: DataDir = None,
+    skip_unreadable: SkipUnreadable = False,
     low: Annotated[float, typer.Option("--low", metavar="RATE", help="The first learning rate.")] = 1e-6,
     high: Annotated[float, typer.Option("--high", metavar="RATE", help="The last one.")] = 10.0,
     steps: Annotated[
@@ -275,7 +276,7 @@ def lr_find(
 
     path = figure or Path(f"lr-find-{recipe}.png")
     check_format(path)  # a mistake is told before anything is computed
-    source = open_source(data, data_dir)
+    source = open_source(data, data_dir, recipe=chosen, skip_unreadable=skip_unreadable)
     from cifarlab.job import prepare
     from cifarlab.range_test import as_document, range_test
 

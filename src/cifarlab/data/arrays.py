@@ -171,7 +171,7 @@ def _checksum(names: tuple[str, ...], content: dict[SplitName, Split]) -> str:
     digest = hashlib.sha256(json.dumps(names).encode())
     for split, pictures in content.items():
         digest.update(f"{split} {pictures.images.shape}".encode())
-        digest.update(pictures.images.data)
+        digest.update(pictures.images[:].data)
         digest.update(pictures.labels.astype("<i8").data)
     return f"sha256:{digest.hexdigest()}"
 

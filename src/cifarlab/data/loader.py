@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cifarlab.data import augment
+from cifarlab.data.mapped import MappedPictures, Pictures
 from cifarlab.preparation import Preparation
 from cifarlab.recipe import Augment
 
@@ -23,6 +24,41 @@ def derived_seed(seed: int, stream: int, index: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
+class ImagesOnDisk:
+    """Pictures uint8 (N, H, W, 3) that stay on the disk: what is taken of them comes to the training device."""
+
+    pictures: MappedPictures
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.pictures.shape
+
+    def __getitem__(self, chosen: slice | Tensor) -> Tensor:
+        places = chosen.cpu().numpy() if isinstance(chosen, Tensor) else chosen
+        return torch.from_numpy(self.pictures[places]).to(self.device)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        return (self[first : first + size] for first in range(0, len(self), size))
+
+    def expect(self, chosen: Tensor) -> None:
+        self.pictures.expect(chosen.cpu().numpy())
+
+
+Images = Tensor | ImagesOnDisk
+
+
+def on_device(pictures: Pictures, device: torch.device) -> Images:
+    """A copy of them on the device, or, where they stay on the disk, what brings them there."""
+    if isinstance(pictures, MappedPictures):
+        return ImagesOnDisk(pictures, device)
+    return torch.tensor(pictures, device=device)
+
+
+@dataclass(frozen=True, eq=False)
 class BatchStream:
     """An endless shuffled stream over the training pictures, cut into batches.
 
@@ -31,13 +67,14 @@ class BatchStream:
     its batch, changed in as many ways.
 
     Attributes:
-        images: uint8 (N, H, W, 3), on the training device; or what was computed from them, where `prepared`.
+        images: uint8 (N, H, W, 3), on the training device or on their way to it; or what was computed from them, where
+            `prepared`.
         labels: int64 (N,), on the training device.
         sampling: "shuffled", or "balanced": the recipe's `data.sampling`.
         sizes: pixels a side that pictures are scaled to in each pass, the last for all that follow; empty: their own.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     batch_size: int
     seed: int
@@ -62,6 +99,8 @@ class BatchStream:
                 last = min(first + size, len(order))
                 chosen = order[first:last]
                 images = self.images[chosen].permute(0, 3, 1, 2)
+                if isinstance(self.images, ImagesOnDisk):
+                    self.images.expect(order[last : last + size])
                 batch_draws = None if draws is None else draws.slice(first, last)
                 if batch_draws is not None:
                     images = augment.apply(images, batch_draws)
@@ -94,7 +133,7 @@ class BatchStream:
             pictures = balanced_order(self.labels.cpu().numpy(), rng)
         else:
             pictures = rng.permutation(count)
-        order = torch.from_numpy(pictures.repeat(copies)).to(self.images.device)
+        order = torch.from_numpy(pictures.repeat(copies)).to(self.labels.device)
         draws = augment.draw(
             self.augmentation, len(order), height, width, seed=derived_seed(self.seed, AUGMENT, one_pass)
         )
@@ -103,7 +142,7 @@ class BatchStream:
             flipped_first = torch.from_numpy(rng.random(count) < self.augmentation.flip)
             turn = (one_pass + torch.arange(len(order))) % 2 if copies > 1 else torch.tensor(one_pass % 2)
             draws = replace(draws, flip=flipped_first[order.cpu()] ^ turn.bool())
-        return order, None if draws is None else draws.to(self.images.device)
+        return order, None if draws is None else draws.to(self.labels.device)
 
 
 def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

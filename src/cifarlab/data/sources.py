@@ -13,32 +13,39 @@ import io
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
 from cifarlab.data import cifar
+from cifarlab.data.mapped import Pictures
 from cifarlab.data.official import OFFICIAL
 from cifarlab.errors import UserError, nearest, one_of
 from cifarlab.files import cache_dir, write_atomic
 
+if TYPE_CHECKING:
+    from cifarlab.data.listing import Reading
+    from cifarlab.pictures import Fit
+
 SplitName = Literal["train", "test"]
 Progress = Callable[[int, int | None, str], None]
+DecodingProgress = Callable[[int, int], None]
 T = TypeVar("T")
 
 DATA_VARIABLE = "CIFARLAB_DATA"
 DATASETS = dict(OFFICIAL)
 NAMES = (*DATASETS, "demo")
+PICTURE_FILES_PIXELS = 32  # a side, where the recipe does not say
 SPLITS: tuple[SplitName, ...] = ("train", "test")
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Pictures uint8 (N, H, W, C), C-contiguous, and labels int64 (N,)."""
+    """Pictures uint8 (N, H, W, C), C-contiguous or, where memory is too small, on the disk, and labels int64 (N,)."""
 
-    images: np.ndarray
+    images: Pictures
     labels: np.ndarray
 
 
@@ -52,26 +59,70 @@ class Source:
     classes: tuple[str, ...]
     checksum: str
     """`sha256:` and the SHA-256 of train pictures (N, H, W, C), train labels as uint8, test pictures and test
-    labels: the same from whichever official file they are read."""
+    labels: the same from whichever official file they are read. Of picture files, see `own_pictures`."""
     read: Callable[[SplitName], Split]
     splits: tuple[SplitName, ...] = SPLITS
     in_memory: bool = False
     """Given in Python (`arrays.py`): whoever needs the pictures of a run again must give the source again."""
+    validation: np.ndarray | None = None
+    """Where the data set says which of its training pictures validate: their indices, int64."""
+    groups: np.ndarray | None = None
+    """Of training pictures, int64 (N,): near duplicates have the same number, and stay on one side of every cut."""
+    reading: Mapping[str, Any] | None = None
+    """Of picture files: how they were listed and read, which a run keeps so as to open them alike."""
+    decoded_at: tuple[int, Fit] | None = None
+    """Of picture files: their pixels a side, and how they were fitted to it."""
+    at_size: Callable[[int, Fit], Source] | None = None
+    """Of picture files: the same, decoded in another way."""
 
     def load(self, split: SplitName) -> Split:
         """Read one split, and only that one. Raises UserError if it is missing, or its files are missing or altered."""
+        self.check_has(split)
+        return self.read(split)
+
+    def check_has(self, split: SplitName) -> None:
+        """Raises UserError if there is no such split."""
         if split not in self.splits:
             raise UserError(
                 f"{self.name} has no {split} pictures, only {one_of(self.splits, 'and')}: `--split validation` judges"
                 " those that were kept from training"
             )
-        return self.read(split)
+
+    def sized(self, size_pixels: int | None, fit: Fit) -> Source:
+        """With pictures of `size_pixels` a side; None: the data set's own size, or 32 of picture files."""
+        wanted = size_pixels or PICTURE_FILES_PIXELS, fit
+        if self.at_size is not None:
+            return self if wanted == self.decoded_at else self.at_size(*wanted)
+        if size_pixels is None:
+            return self
+        return replace(self, read=lambda split: _resized(self.read(split), size_pixels, fit))
+
+
+def _resized(split: Split, size_pixels: int, fit: Fit) -> Split:
+    from PIL import Image
+
+    from cifarlab.pictures import read_picture
+
+    images = np.empty((len(split.labels), size_pixels, size_pixels, 3), np.uint8)
+    for place in range(len(images)):
+        images[place] = read_picture(Image.fromarray(split.images[place]), size_pixels, size_pixels, fit)
+    return Split(images, split.labels)
 
 
 def open_source(
-    name: str = "cifar10", data_dir: Path | None = None, progress: Progress | None = None
+    name: str | Path = "cifar10",
+    data_dir: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    size_pixels: int | None = None,
+    fit: Fit = "squash",
+    reading: Reading | None = None,
+    decoding: DecodingProgress | None = None,
 ) -> Source:
-    """Open the data set `name`, one of NAMES. Its pictures are read when a split is asked for.
+    """Open the data set `name`, one of NAMES, or the pictures at a path.
+
+    The pictures of a named data set are read when a split is asked for. Picture files are decoded now, `size_pixels` a
+    side (`cifarlab.data.own_pictures`), with `decoding(done, total)` called meanwhile; `reading` says how.
 
     `data_dir` may be the official folder of batches, the folder that holds it, the official archive, or the
     folder that holds that. Without it CIFARLAB_DATA says where, and without that the user's cache is used,
@@ -83,8 +134,8 @@ def open_source(
 
         return open_demo()
     if name not in DATASETS:
-        raise UserError(f"unknown data set '{name}'{nearest(name, NAMES)} (there are {one_of(NAMES)})")
-    dataset = DATASETS[name]
+        return _open_path(name, data_dir, size_pixels, fit, reading, decoding)
+    dataset = DATASETS[str(name)]
 
     return open_dataset(dataset, data_dir, lambda: _fetch(dataset, progress))
 
@@ -96,6 +147,60 @@ def check_not_in_memory(run_data: Mapping[str, Any]) -> None:
             f"the run was trained on data given in Python ({run_data['name']}): give the same source again, as"
             " data=..., in Python"
         )
+
+
+def is_path(name: str | Path) -> bool:
+    """Whether data called `name` are looked for at a place and not under a name."""
+    return name not in NAMES and (
+        isinstance(name, Path) or os.sep in name or Path(name).expanduser().exists()
+    )
+
+
+def source_name(name: str | Path) -> str:
+    """What the source that `open_source` opens under this name or at this path calls itself."""
+    if not is_path(name):
+        return str(name)
+    path = Path(name).expanduser().absolute()
+    return next(
+        (dataset.name for dataset in DATASETS.values() if _holds(dataset, path)), name_of_pictures(path)
+    )
+
+
+def name_of_pictures(path: Path) -> str:
+    """Of picture files at `path`."""
+    return path.stem if path.is_file() else path.name
+
+
+def _open_path(
+    name: str | Path,
+    data_dir: Path | None,
+    size_pixels: int | None,
+    fit: Fit,
+    reading: Reading | None,
+    decoding: DecodingProgress | None,
+) -> Source:
+    if not is_path(name):
+        raise UserError(
+            f"unknown data set '{name}'{nearest(str(name), NAMES)} (there are {one_of(NAMES)}, or give the path of your"
+            " own pictures)"
+        )
+    if data_dir is not None:
+        raise UserError(f"the data's place is given twice: {name} and {data_dir}")
+    path = Path(name).expanduser()
+    for dataset in DATASETS.values():
+        if _holds(dataset, path):
+            return open_dataset(dataset, path, lambda: path)
+    from cifarlab.data.listing import Reading
+    from cifarlab.data.own_pictures import open_pictures
+
+    return open_pictures(path, reading or Reading(), size_pixels, fit, decoding)
+
+
+def _holds(dataset: cifar.Dataset, path: Path) -> bool:
+    """Whether all of an official data set is there; its folder alone may be called "train" as anybody's."""
+    with contextlib.suppress(UserError):
+        return path.exists() and _find(dataset, path) is not None
+    return False
 
 
 def _fetch(dataset: cifar.Dataset, progress: Progress | None) -> Path:
@@ -261,7 +366,7 @@ def _identify(dataset: cifar.Dataset, place: cifar.Place) -> cifar.Content:
     Both splits are read for it, once; of the test pictures nothing but their checksum is used.
     """
     splits = {split: _read_and_cache(dataset, place, split) for split in SPLITS}
-    parts = {split: (content.images, content.labels.astype(np.uint8)) for split, content in splits.items()}
+    parts = {split: (content.images[:], content.labels.astype(np.uint8)) for split, content in splits.items()}
     split_sha256: dict[SplitName, str] = {split: content_sha256(*parts[split]) for split in SPLITS}
     content = cifar.Content(split_sha256, "sha256:" + content_sha256(*parts["train"], *parts["test"]))
     with contextlib.suppress(UserError):
@@ -312,7 +417,7 @@ def _store_cached(dataset: cifar.Dataset, split: SplitName, content: Split) -> N
         images_path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot create {images_path.parent}: {error.strerror or error}") from error
-    for path, array in ((images_path, content.images), (labels_path, content.labels.astype(np.uint8))):
+    for path, array in ((images_path, content.images[:]), (labels_path, content.labels.astype(np.uint8))):
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
         write_atomic(path, [header.getvalue(), array.data.cast("B")])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
+from cifarlab import text
 from cifarlab.errors import UserError, nearest, one_of
 
 KINDS = ("stratified", "first", "last", "none", "test", "fold")
@@ -19,6 +22,10 @@ def split_validation(
     seed: int = 2020,
     folds: int = 5,
     fold: int = 0,
+    *,
+    groups: np.ndarray | None = None,
+    given: np.ndarray | None = None,
+    classes: Sequence[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices into the training set to train on, and to validate on: int64, ascending, disjoint, complete.
 
@@ -33,6 +40,10 @@ def split_validation(
     The number held out is `images`, or else `fraction` of N (0 < fraction < 1), counted as Keras 3 counts it:
     N - floor(N * (1 - fraction)) (keras/src/trainers/data_adapters/array_slicing.py, train_validation_split).
 
+    Where the data set says itself which pictures validate, `given`, indices, they are what "stratified" holds out.
+    `groups`, int64 (N,), are of near duplicates: the pictures of a group are held out together or not at all, by the
+    kinds that draw. `classes` are names for messages.
+
     The same labels and settings give the same cut on every machine and with every version of NumPy.
     Raises UserError if the kind is unknown or the cut would leave nothing to train or to validate on.
     """
@@ -43,14 +54,16 @@ def split_validation(
     every = np.arange(len(labels), dtype=np.int64)
     if kind in ("none", "test"):
         return every, every[:0]
+    if kind == "stratified" and given is not None:
+        return _cut(len(labels), given)
     if kind == "fold":
-        return _fold(labels, folds, fold, seed)
+        return _fold(labels, folds, fold, seed, groups, classes)
     held_out = _held_out(len(labels), fraction, images)
     if kind == "first":
         return every[held_out:], every[:held_out]
     if kind == "last":
         return every[: len(every) - held_out], every[len(every) - held_out :]
-    return _stratified(labels, held_out, seed)
+    return _cut(len(labels), hold_out(labels, held_out, seed, groups, classes, exactly=images is not None))
 
 
 def _held_out(n: int, fraction: float, images: int | None) -> int:
@@ -66,34 +79,100 @@ def _held_out(n: int, fraction: float, images: int | None) -> int:
     return held_out
 
 
-def _stratified(labels: np.ndarray, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    classes, counts = np.unique(labels, return_counts=True)
+def hold_out(
+    labels: np.ndarray,
+    held_out: int,
+    seed: int,
+    groups: np.ndarray | None = None,
+    classes: Sequence[str] | None = None,
+    *,
+    exactly: bool = False,
+) -> np.ndarray:
+    """About `held_out` of the indices of `labels` (N,), every class in proportion, drawn with `seed`.
+
+    Of a class with two pictures or more at least one is held out and one is left. Raises UserError for a class with
+    one, and, where it shall be `exactly` so many, for one with too few to share in them.
+    """
+    names, counts = np.unique(labels, return_counts=True)
     shares = largest_remainder(counts, held_out)
-    for label, count, share in zip(classes, counts, shares, strict=True):
+    if not exactly:
+        shares = np.clip(shares, 1, counts - 1)
+    for label, count, share in zip(names, counts, shares, strict=True):
         if not 0 < share < count:
             raise UserError(
-                f"class {label} has {count:,} training pictures, too few for a stratified validation cut of "
-                f"{held_out:,} in {len(labels):,}: {share:,} would validate; change the size, or set "
-                "validation to first, last or none"
+                f"class {_named(label, classes)} has {text.count(int(count), 'training picture')}, too few for a"
+                f" stratified cut of {held_out:,} in {len(labels):,}: {share:,} would be held out; change the size, or"
+                " set data.validation to first, last or none"
             )
     order = _shuffled(len(labels), seed)
-    chosen = [order[labels[order] == label][:share] for label, share in zip(classes, shares, strict=True)]
-    return _cut(len(labels), np.concatenate(chosen))
+    if groups is not None:
+        return _whole_groups(labels, dict(zip(names.tolist(), shares.tolist(), strict=True)), order, groups)
+    chosen = [order[labels[order] == label][:share] for label, share in zip(names, shares, strict=True)]
+    return np.concatenate(chosen)
 
 
-def _fold(labels: np.ndarray, folds: int, fold: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _whole_groups(
+    labels: np.ndarray, shares: dict[int, int], order: np.ndarray, groups: np.ndarray
+) -> np.ndarray:
+    """Indices by whole groups, in `order`, each taken if it goes over no class's share."""
+    left = dict(shares)
+    taken: list[int] = []
+    for members in _members(groups, order):
+        needed = Counter(labels[members].tolist())
+        if all(left[label] >= n for label, n in needed.items()):
+            taken += members
+            for label, n in needed.items():
+                left[label] -= n
+    return np.array(taken, np.int64)
+
+
+def _members(groups: np.ndarray, order: np.ndarray) -> list[list[int]]:
+    """The indices of each group, by the first of them in `order`."""
+    found: dict[int, list[int]] = {}
+    for index, group in zip(order.tolist(), groups[order].tolist(), strict=True):
+        found.setdefault(group, []).append(index)
+    return list(found.values())
+
+
+def _named(label: int, classes: Sequence[str] | None) -> str:
+    return str(label) if classes is None else f"'{classes[label]}'"
+
+
+def _fold(
+    labels: np.ndarray,
+    folds: int,
+    fold: int,
+    seed: int,
+    groups: np.ndarray | None,
+    classes: Sequence[str] | None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Shuffled pictures, class by class, are dealt to the folds in turn, from one class to the next without a break."""
-    classes, counts = np.unique(labels, return_counts=True)
+    names, counts = np.unique(labels, return_counts=True)
     if not 2 <= folds <= counts.min():
         raise UserError(
             f"{folds:,} folds: there must be 2 or more, and no more than the {counts.min():,} training pictures of"
-            f" class {classes[counts.argmin()]}, the smallest"
+            f" class {_named(names[counts.argmin()], classes)}, the smallest"
         )
     if not 0 <= fold < folds:
         raise UserError(f"fold {fold}: of {folds} folds there are 0 to {folds - 1}")
     order = _shuffled(len(labels), seed)
     by_class = order[np.argsort(labels[order], kind="stable")]
-    return _cut(len(labels), by_class[fold::folds])
+    if groups is None:
+        return _cut(len(labels), by_class[fold::folds])
+    return _cut(len(labels), np.array(_deal_groups(labels, folds, by_class, groups)[fold], np.int64))
+
+
+def _deal_groups(labels: np.ndarray, folds: int, order: np.ndarray, groups: np.ndarray) -> list[list[int]]:
+    """Indices of each fold: groups, the largest first, go to the fold that has the fewest of the class they begin with,
+    then the fewest in all."""
+    dealt: list[list[int]] = [[] for _ in range(folds)]
+    of_class = [Counter[int]() for _ in range(folds)]
+    for members in sorted(_members(groups, order), key=len, reverse=True):
+        label = int(labels[members[0]])
+        fewest = min(range(folds), key=lambda fold: (of_class[fold][label], len(dealt[fold])))
+        dealt[fewest] += members
+        of_class[fewest].update(labels[members].tolist())
+    return dealt
 
 
 def _shuffled(n: int, seed: int) -> np.ndarray:

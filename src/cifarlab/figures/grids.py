@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from cifarlab.data.mapped import Pictures
 from cifarlab.figures.style import (
     GREEN,
     NAME,
@@ -81,7 +82,7 @@ def predicted_pictures(
 
 
 def class_rows(
-    images: np.ndarray,
+    images: Pictures,
     labels: np.ndarray,
     classes: Sequence[str],
     per_class: int = 10,

@@ -7,6 +7,7 @@ Okabe and Ito (https://jfly.uni-koeln.de/color/), which people with any kind of 
 from __future__ import annotations
 
 import os
+import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,10 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """
     format = check_format(path)
     buffer = BytesIO()
-    with rc_context(VECTOR):
+    with rc_context(VECTOR), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", r"Glyph \d+"
+        )  # of a name in a script the font lacks: it shows a box
         figure.savefig(buffer, format=format, dpi=RESOLUTION_DPI, metadata=METADATA[format])
     write_atomic(Path(path), buffer.getvalue())
 

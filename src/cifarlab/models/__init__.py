@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from cifarlab.errors import UserError
 from cifarlab.models.specs import ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
+MOST_PARAMETERS = 100_000_000
 InputShape = tuple[int, int, int]
 
 
@@ -18,6 +20,21 @@ def build_model(spec: ModelSpec, classes: int, input_shape: InputShape = (3, 32,
         UserError: when pictures of `input_shape` (C, H, W) are too small for it.
     """
     return _families()[spec.name](spec, classes, input_shape)
+
+
+def check_parameters(spec: ModelSpec, classes: int, input_shape: InputShape) -> None:
+    """Raises UserError where pictures of `input_shape` make the network too large, before memory is taken for it."""
+    import torch
+
+    with torch.device("meta"):
+        model = build_model(spec, classes, input_shape)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if parameters > MOST_PARAMETERS:
+        raise UserError(
+            f"{spec.name} on pictures of {input_shape[1]}x{input_shape[2]} pixels would have {parameters:,} parameters,"
+            f" more than {MOST_PARAMETERS:,}: set input.size lower, or take a network that pools over the picture, such"
+            " as airbench94's"
+        )
 
 
 def _families() -> dict[str, Callable[[Any, int, InputShape], "nn.Module"]]:

@@ -1,0 +1,333 @@
+"""Picture files decoded once: a memory-mapped cache of their pixels at the size a network is trained at.
+
+A cache is a folder named after the content of the files and how they were prepared. It is made in a folder of another
+name, which is renamed when it is complete, and every block of its pixels is verified when it is opened. Beside the
+caches lies a note for each listing of files (their names, sizes and times) that says which cache holds them, so that
+unchanged files are not read again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cifarlab import text
+from cifarlab.data.duplicates import difference_hashes, near_groups
+from cifarlab.errors import UserError
+from cifarlab.files import cache_dir, opened_for_update, sync_folder, write_all, write_atomic
+from cifarlab.pictures import Fit, examine_picture
+
+if TYPE_CHECKING:
+    from cifarlab.data.listing import Listing
+
+VERSION = (
+    1  # of the pixels that `cifarlab.pictures` makes and of the files here: another one makes other caches
+)
+BLOCK = 128  # pictures that are decoded, written and checked together
+WORTH_WORKERS_BYTES = 8 << 20  # of picture files: starting processes takes about a second
+CHANNELS = 3
+PIXELS, TABLE = "pixels.npy", "table.npz"
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """What was in N picture files, in the order of their listing.
+
+    Attributes:
+        pixels: uint8 (N, S, S, 3), memory-mapped and read-only; zeros where a file is unreadable.
+        reasons: of each unreadable file, by its place, what is wrong with it, as "is empty (0 bytes)".
+        sizes: int32 (N, 2), width and height of each file; zeros where it is unreadable.
+        modes: Pillow's names of their colours, "" where unreadable.
+        sha256: uint8 (N, 32), of each file's bytes; zeros where they could not be read.
+        groups: int64 (N,), near duplicates have the same number (`cifarlab.data.duplicates.near_groups`).
+    """
+
+    pixels: np.ndarray
+    reasons: dict[int, str]
+    sizes: np.ndarray
+    modes: np.ndarray
+    sha256: np.ndarray
+    groups: np.ndarray
+
+
+def decode(listing: Listing, size_pixels: int, fit: Fit, progress: Progress | None = None) -> Decoded:
+    """The pictures of `listing`, `size_pixels` a side: from the cache, or decoded in parallel into it.
+
+    `progress(done, total)` is called with pictures, while they are decoded. Two processes that want the same pictures
+    do not both decode them: the second waits and takes what the first one made.
+
+    Raises:
+        UserError: when the cache cannot be written or there is no space for it. A picture that cannot be read raises
+            nothing: its reason is in the result.
+    """
+    stamp = _stamp(listing, size_pixels, fit)
+    if (known := _open_known(stamp, listing)) is not None:
+        return known
+    folder = _folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create {folder}: {error.strerror or error}") from error
+    with opened_for_update(folder / f"{stamp}.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go of it when its process ends, however it ends
+        if (known := _open_known(stamp, listing)) is not None:
+            return known
+        return _decode(listing, size_pixels, fit, stamp, progress)
+
+
+def find_decoded(listing: Listing, size_pixels: int, fit: Fit) -> Decoded | None:
+    """What `decode` has made of these files, if it has and they have not changed since."""
+    return _open_known(_stamp(listing, size_pixels, fit), listing)
+
+
+def _folder() -> Path:
+    return cache_dir() / "pictures"
+
+
+# --- which files, unchanged ---
+
+
+def _stamp(listing: Listing, size_pixels: int, fit: Fit) -> str:
+    """Of the names, lengths and times of all files: where it is the same, so is their content."""
+    digest = hashlib.sha256(f"{VERSION} {size_pixels} {fit} {listing.location}".encode())
+    for entry in listing.entries:
+        digest.update(repr((entry.name, listing.tree.state(entry.name))).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:40]
+
+
+def _open_known(stamp: str, listing: Listing) -> Decoded | None:
+    try:
+        key = (_folder() / f"{stamp}.known").read_text()
+    except (OSError, ValueError):
+        return None
+    cached = _open(_folder() / key)
+    return cached if cached is not None and len(cached.pixels) == len(listing.entries) else None
+
+
+# --- the cache ---
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """What one block of files came to: see `Decoded`."""
+
+    reasons: dict[int, str]
+    sizes: np.ndarray
+    modes: list[str]
+    sha256: np.ndarray
+    hashes: np.ndarray
+    pixels_sha256: bytes
+
+
+def _open(folder: Path) -> Decoded | None:
+    """A cache, if it is complete and every block of its pixels has its checksum; None otherwise."""
+    try:
+        with np.load(folder / TABLE, allow_pickle=False) as stored:  # a zip file, with checksums of its own
+            table = {name: stored[name] for name in stored.files}
+        pixels = np.load(folder / PIXELS, mmap_mode="r", allow_pickle=False)
+        if _blocks_sha256(pixels) != table["pixels_sha256"].tobytes():
+            return None
+        reasons = {int(place): reason for place, reason in json.loads(table["reasons"].tobytes()).items()}
+        return Decoded(pixels, reasons, *(table[name] for name in ("sizes", "modes", "sha256", "groups")))
+    except Exception:  # missing, or damaged in any way: it is made again
+        return None
+
+
+def _blocks_sha256(pixels: np.ndarray) -> bytes:
+    with ThreadPoolExecutor(_workers()) as pool:  # hashing goes on without Python's lock
+        blocks = (pixels[first : first + BLOCK].data for first in range(0, len(pixels), BLOCK))
+        return b"".join(pool.map(lambda block: hashlib.sha256(block).digest(), blocks))
+
+
+def _decode(listing: Listing, size_pixels: int, fit: Fit, stamp: str, progress: Progress | None) -> Decoded:
+    unfinished = _folder() / f".{stamp}.tmp"
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    try:
+        unfinished.mkdir()
+        header_bytes = _make_room(unfinished / PIXELS, len(listing.entries), size_pixels)
+        work = _Work(listing, size_pixels, fit, unfinished / PIXELS, header_bytes)
+        blocks = list(_decode_blocks(work, progress))
+        with opened_for_update(unfinished / PIXELS) as file:
+            os.fsync(file)
+        table = _table(blocks)
+        table["groups"] = near_groups(
+            np.load(unfinished / PIXELS, mmap_mode="r"),
+            table["sha256"],
+            table["hashes"],
+            table["sizes"][:, 0] > 0,
+        )
+        write_atomic(unfinished / TABLE, _npz(table))
+        content = hashlib.sha256(f"{VERSION} {size_pixels} {fit} ".encode() + table["sha256"].tobytes())
+        folder = _folder() / content.hexdigest()[:40]
+        _take_its_place(unfinished, folder)
+    except OSError as error:
+        raise UserError(f"cannot write {unfinished}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    if table["sha256"].any(axis=1).all():  # a file that could not be read may be readable the next time
+        write_atomic(_folder() / f"{stamp}.known", folder.name.encode())
+    made = _open(folder)
+    if made is None:
+        raise UserError(
+            f"{folder} changed while it was written: is the disk damaged, or another program there?"
+        )
+    return made
+
+
+def _take_its_place(unfinished: Path, folder: Path) -> None:
+    """A damaged cache of the same content goes; an intact one, of the same files elsewhere, is as good."""
+    if folder.exists():
+        if _open(folder) is not None:
+            return
+        shutil.rmtree(folder)
+    with contextlib.suppress(FileExistsError):
+        unfinished.rename(folder)
+    sync_folder(folder.parent)
+
+
+def _make_room(path: Path, n: int, size_pixels: int) -> int:
+    """An empty .npy file of full length, its space taken now rather than found missing later; its header's bytes."""
+    shape = (n, size_pixels, size_pixels, CHANNELS)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    needed_bytes = int(np.prod(shape))
+    with opened_for_update(path) as file:
+        write_all(file, header.getvalue())
+        try:
+            os.posix_fallocate(file, len(header.getvalue()), max(1, needed_bytes))
+        except OSError as error:
+            free_bytes = shutil.disk_usage(path.parent).free
+            raise UserError(
+                f"{n:,} pictures of {size_pixels}x{size_pixels} need {text.size(needed_bytes)} in {_folder()}, and"
+                f" {text.size(free_bytes)} are free ({error.strerror}): make room, or name another place with"
+                " XDG_CACHE_HOME"
+            ) from error
+        os.ftruncate(file, len(header.getvalue()) + needed_bytes)
+    return len(header.getvalue())
+
+
+def _table(blocks: list[_Block]) -> dict[str, np.ndarray]:
+    reasons = {str(place): reason for block in blocks for place, reason in block.reasons.items()}
+    return {
+        "reasons": np.frombuffer(json.dumps(reasons).encode(), np.uint8),
+        "sizes": np.concatenate([block.sizes for block in blocks]),
+        "modes": np.array([mode for block in blocks for mode in block.modes]),
+        "sha256": np.concatenate([block.sha256 for block in blocks]),
+        "hashes": np.concatenate([block.hashes for block in blocks]),
+        "pixels_sha256": np.frombuffer(b"".join(block.pixels_sha256 for block in blocks), np.uint8),
+    }
+
+
+def _npz(table: dict[str, np.ndarray]) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **table)
+    return file.getvalue()
+
+
+# --- decoding ---
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What to decode and where its pixels go: the same for all blocks."""
+
+    listing: Listing
+    size_pixels: int
+    fit: Fit
+    path: Path
+    header_bytes: int
+
+
+_work: _Work | None = None  # of a worker process, which has but one
+
+
+def _decode_blocks(work: _Work, progress: Progress | None) -> Iterator[_Block]:
+    """All blocks in order, their pixels written."""
+    n, done = len(work.listing.entries), 0
+    with _mapping(work) as apply:
+        for block in apply(range(0, n, BLOCK)):
+            done += len(block.modes)
+            if progress is not None:
+                progress(done, n)
+            yield block
+
+
+@contextlib.contextmanager
+def _mapping(work: _Work) -> Iterator[Callable[[Iterable[int]], Iterator[_Block]]]:
+    """From the first places of blocks to the blocks: in processes where they are worth their start."""
+    size_bytes = sum(work.listing.tree.state(entry.name)[0] for entry in work.listing.entries)
+    if _workers() == 1 or size_bytes < WORTH_WORKERS_BYTES:
+        yield lambda firsts: map(partial(_decode_block, work), firsts)
+        return
+    # Not the standard library's pool: it runs the script that called it once more in each worker.
+    from joblib.externals.loky import ProcessPoolExecutor
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    pool = ProcessPoolExecutor(_workers(), initializer=_begin_worker, initargs=(work,))
+    finished = False
+    try:
+        yield partial(pool.map, _decode_in_worker)
+        finished = True
+    except TerminatedWorkerError as error:
+        raise UserError(
+            f"a process that decoded pictures was ended from outside, for want of memory? ({error})"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, kill_workers=not finished)
+
+
+def _workers() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _begin_worker(work: _Work) -> None:
+    global _work
+    _work = work
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is for the process that asked, which ends its workers
+
+
+def _decode_in_worker(first: int) -> _Block:
+    assert _work is not None
+    return _decode_block(_work, first)
+
+
+def _decode_block(work: _Work, first: int) -> _Block:
+    """Decode the files from place `first` on, and write their pixels to their place."""
+    entries = work.listing.entries[first : first + BLOCK]
+    n, side = len(entries), work.size_pixels
+    pixels = np.zeros((n, side, side, CHANNELS), np.uint8)
+    sizes, sha256 = np.zeros((n, 2), np.int32), np.zeros((n, 32), np.uint8)
+    modes, reasons = [""] * n, {}
+    for row, entry in enumerate(entries):
+        try:
+            data = work.listing.read(entry)
+            sha256[row] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+            picture = examine_picture(data, entry.name, side, side, work.fit)
+        except UserError as error:
+            reasons[first + row] = str(error).removeprefix(f"{entry.name} ")
+            continue
+        pixels[row], modes[row] = picture.pixels, picture.mode
+        sizes[row] = picture.width, picture.height
+    with opened_for_update(work.path) as file:
+        os.lseek(file, work.header_bytes + first * pixels[0].nbytes, os.SEEK_SET)
+        write_all(file, pixels.data)
+    hashes = difference_hashes(pixels)
+    return _Block(reasons, sizes, modes, sha256, hashes, hashlib.sha256(pixels.data).digest())

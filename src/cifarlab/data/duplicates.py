@@ -1,0 +1,162 @@
+"""Pictures that are in a data set twice: the same file, or the same picture at another size, quality or brightness.
+
+Near duplicates are looked for by 64-bit perceptual hashes that differ in a few bits, and are taken for that only where
+their pixels agree as well: hashes of plain pictures (sky, drawings on white) are alike without the pictures being so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+
+import numpy as np
+
+MOST_BITS = 4  # of 64 that the hashes of near duplicates differ in
+BANDS = 8  # of 8 bits: hashes that differ in 4 bits are equal in 4 bands or more
+LARGEST_BUCKET = 4_000  # hashes that are compared each with each
+PAIRS_AT_ONCE = 1 << 22
+THUMBNAIL = 16  # pixels a side of what is compared
+SMALLEST_CORRELATION = 0.95
+LARGEST_DIFFERENCE = 16.0  # of 255, mean over a thumbnail's pixels
+PICTURES_AT_ONCE = 2_048
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green, blue: ITU-R BT.601
+
+
+def exact_groups(sha256: np.ndarray) -> np.ndarray:
+    """int64 (N,): the number of the first file with the same bytes, for SHA-256 uint8 (N, 32).
+
+    Zeros, of a file that could not be read, are equal to nothing.
+    """
+    rows = np.ascontiguousarray(sha256).view("V32")[:, 0]
+    _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
+    groups = first[inverse.reshape(-1)].astype(np.int64)
+    unread = ~sha256.any(axis=1)
+    groups[unread] = np.flatnonzero(unread)
+    return groups
+
+
+def near_groups(
+    pixels: np.ndarray, sha256: np.ndarray, hashes: np.ndarray, readable: np.ndarray
+) -> np.ndarray:
+    """int64 (N,): the number of the first of the pictures that are the same or nearly so, exact duplicates among them.
+
+    Of pixels uint8 (N, S, S, 3), the files' SHA-256 uint8 (N, 32), `difference_hashes` uint64 (N,) and whether a
+    picture could be read at all, bool (N,). Groups are closed: where a is near b and b near c, all three are one group.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    exact = exact_groups(sha256)
+    candidates = np.flatnonzero((exact == np.arange(len(exact))) & readable)
+    pairs = candidates[near_pairs(hashes[candidates])]
+    pairs = pairs[_alike(pixels, pairs)]
+    n = len(exact)
+    links = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    _, component = connected_components(links, directed=False)
+    _, first, inverse = np.unique(component[exact], return_index=True, return_inverse=True)
+    return first[inverse.reshape(-1)].astype(np.int64)
+
+
+def difference_hashes(pixels: np.ndarray) -> np.ndarray:
+    """uint64 (N,), for uint8 (N, S, S, 3): of 8 rows of 9 cells, whether each cell is darker than the next of its row.
+
+    Source: N. Krawetz, "Kind of Like That" (hackerfactor.com, 2013), there called dHash.
+    """
+    grey = _cells(pixels, 8, 9) @ LUMA
+    bits = np.packbits(grey[:, :, :-1] < grey[:, :, 1:], axis=2)
+    return np.ascontiguousarray(bits[:, :, 0]).view(">u8")[:, 0].astype(np.uint64)
+
+
+def near_pairs(hashes: np.ndarray) -> np.ndarray:
+    """int64 (P, 2), first below second: places in `hashes`, uint64 (N,), that differ in MOST_BITS bits or fewer.
+
+    By the pigeonhole principle such hashes are equal in half of BANDS bands: for each choice of that half, those equal
+    in it lie beside each other once sorted. Time grows as N log N, not as its square, but for hashes of which many are
+    equal in 32 of their bits; of such a heap of more than LARGEST_BUCKET, neighbours alone are compared. Of hashes that
+    are equal in all bits each is paired with the first.
+    """
+    values, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    repeated = np.flatnonzero(first[inverse] != np.arange(len(hashes)))
+    found = [np.stack([first[inverse[repeated]], repeated], axis=1)]
+    bands = _bands(values)
+    for chosen in combinations(range(BANDS), BANDS - MOST_BITS):
+        key = np.zeros(len(values), np.uint32)
+        for band in chosen:
+            key = (key << np.uint32(8)) | bands[band]
+        order = np.argsort(key, kind="stable")
+        for a, b in _pairs_of_equals(key[order]):
+            a, b = order[a], order[b]
+            near = np.bitwise_count(values[a] ^ values[b]) <= MOST_BITS
+            found.append(np.sort(np.stack([first[a[near]], first[b[near]]], axis=1), axis=1))
+    return np.unique(np.concatenate(found).astype(np.int64).reshape(-1, 2), axis=0)
+
+
+def _bands(values: np.ndarray) -> np.ndarray:
+    """uint32 (BANDS, N): every eighth bit is a band, so that each holds bits of the whole picture's height."""
+    bits = np.unpackbits(values.astype(">u8").view(np.uint8).reshape(-1, 8), axis=1).reshape(-1, 8, BANDS)
+    return np.packbits(bits, axis=1)[:, 0].T.astype(np.uint32)
+
+
+def _pairs_of_equals(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Places (P,) and (P,) in sorted `keys` of pairs of equal keys, some millions at a time."""
+    n = len(keys)
+    new = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if n else np.empty(0, np.int64)
+    lengths = np.diff(np.r_[new, n])
+    last = np.repeat(new + lengths, lengths) - 1  # of each key's equals
+    last = np.where(np.repeat(lengths, lengths) > LARGEST_BUCKET, np.minimum(last, np.arange(n) + 1), last)
+    partners = last - np.arange(n)
+    starts = np.flatnonzero(partners)
+    ends = np.cumsum(partners[starts])
+    for low, high in _runs(ends, PAIRS_AT_ONCE):
+        chosen, counts = starts[low:high], partners[starts[low:high]]
+        a = np.repeat(chosen, counts)
+        step = np.arange(len(a)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
+        yield a, a + step
+
+
+def _runs(ends: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
+    """Stretches of `ends`, a rising sum, that add up to about `most` each."""
+    low = 0
+    while low < len(ends):
+        before = ends[low - 1] if low else 0
+        high = max(low + 1, int(np.searchsorted(ends, before + most, side="right")))
+        yield low, high
+        low = high
+
+
+def _alike(pixels: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """bool (P,): whether the pictures of each pair look alike, light and contrast set aside a little."""
+    places, inverse = np.unique(pairs, return_inverse=True)
+    inverse = inverse.reshape(pairs.shape)
+    small = np.empty((len(places), THUMBNAIL * THUMBNAIL * 3), np.float32)
+    for start in range(0, len(places), PICTURES_AT_ONCE):
+        small[start : start + PICTURES_AT_ONCE] = _thumbnails(
+            pixels[places[start : start + PICTURES_AT_ONCE]]
+        )
+    alike = np.empty(len(pairs), bool)
+    for start in range(0, len(pairs), PICTURES_AT_ONCE):
+        chosen = inverse[start : start + PICTURES_AT_ONCE]
+        alike[start : start + PICTURES_AT_ONCE] = _look_alike(small[chosen[:, 0]], small[chosen[:, 1]])
+    return alike
+
+
+def _look_alike(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    close = np.abs(a - b).mean(axis=1) <= LARGEST_DIFFERENCE
+    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    spread = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+    correlation = np.divide((a * b).sum(axis=1), spread, out=np.ones(len(a), np.float32), where=spread > 0)
+    return close & (correlation >= SMALLEST_CORRELATION)
+
+
+def _thumbnails(pixels: np.ndarray) -> np.ndarray:
+    return _cells(pixels, THUMBNAIL, THUMBNAIL).reshape(len(pixels), -1)
+
+
+def _cells(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """float32 (N, rows, columns, 3): means of the cells of a grid over uint8 (N, S, S, 3), S no less than either."""
+    height, width = pixels.shape[1:3]
+    tops, lefts = np.arange(rows) * height // rows, np.arange(columns) * width // columns
+    sums = np.add.reduceat(np.add.reduceat(pixels, tops, axis=1, dtype=np.uint32), lefts, axis=2)
+    counts = np.diff(np.r_[tops, height])[:, None] * np.diff(np.r_[lefts, width])
+    return (sums / counts[:, :, None]).astype(np.float32)

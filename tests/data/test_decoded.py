@@ -1,0 +1,183 @@
+"""Decoding to the cache: what is in it, when it is used again, and when it is made anew."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.data.drawn_pictures import draw, write_folder
+
+from cifarlab.data import decoded as module
+from cifarlab.data.decoded import Decoded, decode, find_decoded
+from cifarlab.data.listing import list_pictures
+from cifarlab.errors import UserError
+from cifarlab.files import cache_dir
+from cifarlab.pictures import read_picture
+
+FITS = ("squash", "crop", "letterbox")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return cache_dir() / "pictures"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "flowers", {"rose": 5, "tulip": 4})
+
+
+def _decode(folder: Path, size: int = 32, fit="squash") -> tuple[Decoded, int]:
+    """What was decoded, and how many pictures were decoded for it."""
+    calls = []
+    result = decode(list_pictures(folder), size, fit, lambda done, total: calls.append((done, total)))
+    assert all(total == len(result.pixels) for _, total in calls)
+    return result, calls[-1][0] if calls else 0
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_every_picture_is_what_prediction_would_read(folder: Path, fit) -> None:
+    result, _ = _decode(folder, 48, fit)
+    names = [entry.name for entry in list_pictures(folder).entries]
+    assert result.pixels.shape == (9, 48, 48, 3) and not result.pixels.flags.writeable
+    for pixels, name, sha256 in zip(result.pixels, names, result.sha256, strict=True):
+        assert np.array_equal(pixels, read_picture(folder / name, 48, 48, fit))
+        assert sha256.tobytes() == hashlib.sha256((folder / name).read_bytes()).digest()
+    assert result.sizes.tolist() == [[40, 30]] * 9 and set(result.modes) == {"RGB"} and result.reasons == {}
+
+
+def test_fits_differ_in_what_they_show(folder: Path) -> None:
+    letterbox = _decode(folder, 32, "letterbox")[0].pixels
+    assert (letterbox[:, :4] == 128).all() and (letterbox[:, -4:] == 128).all()
+    assert not (letterbox[:, 5:-5] == 128).all(axis=3).any(axis=(1, 2)).any()
+    picture = draw(0)
+    middle = np.asarray(picture.crop((5, 0, 35, 30)).resize((32, 32), 2)).astype(int)
+    assert np.abs(_decode(folder, 32, "crop")[0].pixels[0] - middle).max() <= 2
+
+
+def test_the_second_time_nothing_is_decoded(folder: Path) -> None:
+    first, n = _decode(folder)
+    again, none = _decode(folder)
+    assert (n, none) == (9, 0) and np.array_equal(first.pixels, again.pixels)
+    assert np.array_equal(first.groups, again.groups) and find_decoded(list_pictures(folder), 32, "squash")
+    assert find_decoded(list_pictures(folder), 32, "crop") is None
+    assert _decode(folder, 33)[1] == _decode(folder, 32, "crop")[1] == 9
+
+
+def test_a_changed_file_is_noticed_and_a_copied_folder_shares_its_cache(folder: Path, cache: Path) -> None:
+    _decode(folder)
+    caches = {path.name for path in cache.iterdir() if path.is_dir()}
+    copy = shutil.copytree(folder, folder.parent / "copy")
+    assert _decode(copy)[1] == 9 and {path.name for path in cache.iterdir() if path.is_dir()} == caches
+    changed = folder / "rose" / "001.png"
+    draw(99).save(changed)
+    result, n = _decode(folder)
+    assert n == 9 and np.array_equal(result.pixels[1], read_picture(changed, 32, 32))
+
+
+@pytest.mark.parametrize("what", ["pixels flipped", "pixels short", "table", "gone"])
+def test_a_damaged_cache_is_made_again(folder: Path, cache: Path, what: str) -> None:
+    right = _decode(folder)[0].pixels.copy()
+    (place,) = (path for path in cache.iterdir() if path.is_dir())
+    file = place / ("table.npz" if what == "table" else "pixels.npy")
+    content = bytearray(file.read_bytes())
+    if what == "gone":
+        file.unlink()
+    elif what == "pixels short":
+        file.write_bytes(content[:-5000])
+    else:
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    result, n = _decode(folder)
+    assert n == 9 and np.array_equal(result.pixels, right)
+
+
+def test_an_unreadable_picture_has_a_reason_and_its_place(folder: Path) -> None:
+    (folder / "rose" / "001.png").write_bytes(b"")
+    (folder / "tulip" / "000.png").write_bytes((folder / "tulip" / "001.png").read_bytes()[:200])
+    (folder / "tulip" / "002.png").write_text("no picture")
+    result, _ = _decode(folder)
+    assert result.reasons[1] == "is empty (0 bytes)"
+    assert result.reasons[5].startswith("is damaged or cut short: not a whole PNG")
+    assert result.reasons[7].startswith("is not a picture that can be read")
+    assert set(result.reasons) == {1, 5, 7} and not result.pixels[[1, 5, 7]].any()
+    assert len(set(result.groups[[1, 5, 7]].tolist())) == 3
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_tried_again(folder: Path) -> None:
+    file = folder / "rose" / "001.png"
+    file.chmod(0)
+    assert set(_decode(folder)[0].reasons) == {1}
+    file.chmod(0o600)
+    assert _decode(folder)[0].reasons == {}
+
+
+def test_a_file_that_is_gone_meanwhile_is_unreadable_and_tried_again(folder: Path) -> None:
+    listing, file = list_pictures(folder), folder / "rose" / "001.png"
+    content = file.read_bytes()
+    file.unlink()
+    assert set(decode(listing, 32, "squash").reasons) == {1}
+    file.write_bytes(content)
+    assert decode(listing, 32, "squash").reasons == {}
+
+
+def test_no_space_is_one_line_and_leaves_nothing(folder: Path, cache: Path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(
+        UserError, match=r"9 pictures of 32x32 need 28 kB in .* free \(No space left on device\)"
+    ):
+        _decode(folder)
+    assert [path.suffix for path in cache.iterdir()] == [".lock"]
+
+
+def test_processes_give_what_one_gives(folder: Path, cache: Path, monkeypatch) -> None:
+    write_folder(folder / "more", {"a": 150, "b": 120})
+    alone = _decode(folder)[0]
+    shutil.rmtree(cache)
+    monkeypatch.setattr(module, "WORTH_WORKERS_BYTES", 0)
+    monkeypatch.setattr(module, "_workers", lambda: 2)
+    together, n = _decode(folder)
+    assert n == len(alone.pixels) and np.array_equal(together.pixels, alone.pixels)
+    assert np.array_equal(together.sha256, alone.sha256) and np.array_equal(together.groups, alone.groups)
+
+
+SLOWLY = """
+import sys, time, pathlib
+from cifarlab.data import decoded
+from cifarlab.data.listing import list_pictures
+def progress(done, total):
+    print("decoding", done, flush=True)
+    time.sleep(float(sys.argv[2]))
+decoded.BLOCK = 2
+decoded.decode(list_pictures(pathlib.Path(sys.argv[1])), 32, "squash", progress)
+print("done", flush=True)
+"""
+
+
+def _start(folder: Path, pause_seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SLOWLY, str(folder), str(pause_seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_decode_once_and_a_killed_one_is_taken_over(folder: Path, cache: Path) -> None:
+    first = _start(folder, 30)
+    assert first.stdout is not None and first.stdout.readline() == "decoding 2\n"
+    second = _start(folder, 0)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    output, _ = second.communicate(timeout=60)
+    first.stdout.close()
+    assert output.startswith("decoding 2\n") and output.endswith("done\n")
+    third = _start(folder, 0)
+    assert third.communicate(timeout=60)[0] == "done\n"
+    assert not [path for path in cache.iterdir() if path.name.startswith(".")]
