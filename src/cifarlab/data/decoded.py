@@ -167,7 +167,7 @@ def _decode(listing: Listing, size_pixels: int, fit: Fit, stamp: str, progress: 
             os.fsync(file)
         table = _table(blocks)
         table["groups"] = near_groups(
-            np.load(unfinished / PIXELS, mmap_mode="r"),
+            np.load(unfinished / PIXELS, mmap_mode="r", allow_pickle=False),
             table["sha256"],
             table["hashes"],
             table["sizes"][:, 0] > 0,
