@@ -38,16 +38,19 @@ def test_a_message_of_a_library_is_shown_as_it_is() -> None:
     assert shown.getvalue() == "note: pip install mlflow[extras]\n"
 
 
-def test_mlflow_has_every_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "files"])
+def test_mlflow_has_every_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}" if kind == "sqlite" else (tmp_path / "store").as_uri()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     run = stopped_after_one_epoch(tmp_path / "run", ["mlflow"])
     monkeypatch.delenv("MLFLOW_TRACKING_URI")  # the run knows where its other half is
     resumed = training.resume(run.path)
     from mlflow import MlflowClient
 
-    client = MlflowClient((tmp_path / "store").as_uri())
+    client = MlflowClient(store)
     experiment = client.get_experiment_by_name("cifarlab")
     assert experiment is not None
     (stored,) = client.search_runs([experiment.experiment_id])
