@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import typer
 
 from cifarlab import text
 from cifarlab.cli import screen
-from cifarlab.cli.options import AsJson, DataDir
+from cifarlab.cli.options import AsJson, DataDir, LabelsFrom
 from cifarlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,29 +30,34 @@ def data(
         str,
         typer.Argument(
             metavar="[NAME|PATH]",
-            help="cifar10, cifar100, cifar100-coarse, svhn or demo; or where CIFAR-10 lies on this machine.",
+            help="cifar10, cifar100, cifar100-coarse, svhn or demo; or where your own pictures are, or CIFAR-10 is.",
         ),
     ] = "cifar10",
     data_dir: DataDir = None,
+    labels_from: LabelsFrom = None,
     figure: Annotated[
         Path | None,
         typer.Option(
-            "--figure", metavar="FILE", help="Draw the first nine training pictures with their names."
+            "--figure",
+            metavar="FILE",
+            help="Draw training pictures with their names: the first nine; of your own, 8 of each class.",
         ),
     ] = None,
     per_class: Annotated[
         int | None,
-        typer.Option("--per-class", metavar="N", help="With --figure: N training pictures of each class."),
+        typer.Option("--per-class", metavar="N", help="With --figure: N pictures of each class."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find a data set or fetch it, verify it, and print what is in it.
+    """Find a data set or fetch it, verify it, and print what is in it; of your own pictures, what is wrong with them.
 
     \b
     Examples:
       cifarlab data
       cifarlab data demo --figure demo.png --per-class 10
       cifarlab data ~/data/cifar-10-python.tar.gz
+      cifarlab data ~/photos --figure photos.png
+      cifarlab data ~/flat.zip --labels-from '(.+)_\\d+'
     """
     if per_class is not None and (figure is None or per_class < 1):
         problem = (
@@ -62,7 +66,18 @@ def data(
             else f"should be at least 1, {per_class} given"
         )
         raise UserError(f"--per-class {problem}")
-    source = _open_named(which, data_dir)
+    if figure is not None:
+        screen.check_file(figure, "--figure", ", as photos.png")
+    from cifarlab.data.sources import is_path, official_at
+
+    if is_path(which) and official_at(Path(which).expanduser()) is None:
+        from cifarlab.cli.survey import show_survey
+
+        if data_dir is not None:
+            raise UserError(f"the data's place is given twice: {which} and --data-dir {data_dir}")
+        show_survey(Path(which).expanduser().absolute(), labels_from, figure, per_class, as_json=as_json)
+        return
+    source = open_source(which, data_dir, labels_from=labels_from)
     import numpy as np
 
     train = source.load("train")
@@ -87,15 +102,49 @@ def open_source(
     data_dir: Path | None = None,
     *,
     recipe: Recipe | None = None,
+    labels_from: str | None = None,
     skip_unreadable: bool = False,
 ) -> Source:
-    """The data source, fetched, or decoded for `recipe`, with a progress bar on stderr if it has to be."""
+    """The data source, fetched, or decoded for `recipe`, with a progress bar on stderr if it has to be.
+
+    What is wrong with somebody's own pictures is noted on stderr.
+    """
     from cifarlab.data import open_source
     from cifarlab.data.listing import Reading
 
-    reading = Reading(skip_unreadable=skip_unreadable)
-    with _download_progress() as progress, _decoding_progress() as decoding:
-        return open_source(name, data_dir, progress, reading=reading, decoding=decoding, **_input_of(recipe))
+    reading = Reading(labels_from, skip_unreadable)
+    with _download_progress() as progress, decoding_progress() as decoding:
+        source = open_source(
+            name, data_dir, progress, reading=reading, decoding=decoding, **_input_of(recipe)
+        )
+    if source.reading is None and reading != Reading():
+        raise UserError(
+            f"--labels-from and --skip-unreadable are for your own pictures, and {name} is {source.name}"
+        )
+    _note_problems(source)
+    return source
+
+
+def _note_problems(source: Source) -> None:
+    problems = [] if source.survey is None else source.survey().problems
+    for problem in problems:
+        screen.note(problem.line)
+    if problems:
+        screen.note(f"`cifarlab data {source.location}` says which")
+
+
+def data_options(source: Source, data_dir: Path | None) -> list[str]:
+    """The options with which a command opens `source` again."""
+    if source.reading is None:
+        named = [] if source.name == "cifar10" else ["--data", source.name]
+        return named + (["--data-dir", str(data_dir)] if data_dir else [])
+    labels_from = source.reading["labels_from"]
+    return [
+        "--data",
+        source.location,
+        *(["--labels-from", labels_from] if labels_from else []),
+        *(["--skip-unreadable"] if source.reading["skip_unreadable"] else []),
+    ]
 
 
 def reopen_source(run: Run, data_dir: Path | None = None) -> Source:
@@ -104,7 +153,7 @@ def reopen_source(run: Run, data_dir: Path | None = None) -> Source:
         return open_source(run.data["name"], data_dir)
     from cifarlab.data.own_pictures import reopen_pictures
 
-    with _decoding_progress() as decoding:
+    with decoding_progress() as decoding:
         return reopen_pictures(run.data, data_dir, progress=decoding, **_input_of(run.recipe))
 
 
@@ -122,17 +171,6 @@ def fetch_weights(recipe: Recipe) -> None:
     if weights is not None:
         with _download_progress() as progress:
             pretrained.find(weights, progress)
-
-
-def _open_named(which: str, data_dir: Path | None) -> Source:
-    from cifarlab.data.sources import NAMES
-
-    is_path = os.sep in which or which.startswith(("~", ".")) or Path(which).exists()
-    if not is_path or which in NAMES:
-        return open_source(which, data_dir)
-    if data_dir is not None:
-        raise UserError(f"the data's place is given twice: {which} and --data-dir {data_dir}")
-    return open_source("cifar10", Path(which).expanduser())
 
 
 @contextmanager
@@ -170,7 +208,7 @@ def _download_progress() -> Iterator[Callable[[int, int | None, str], None]]:
 
 
 @contextmanager
-def _decoding_progress() -> Iterator[Callable[[int, int], None]]:
+def decoding_progress() -> Iterator[Callable[[int, int], None]]:
     """A bar where there is a terminal, else a line for every tenth if it takes long; nothing if all is decoded."""
     if not sys.stderr.isatty():
         yield _print_decoded_tenths()

@@ -11,7 +11,7 @@ import typer
 
 from cifarlab.cli import screen
 from cifarlab.cli.data import open_source
-from cifarlab.cli.options import DataDir
+from cifarlab.cli.options import DataDir, LabelsFrom, SkipUnreadable
 from cifarlab.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -39,9 +39,11 @@ def figure(
         Path | None, typer.Option("--out", metavar="FILE", help="What to write: .png, .svg or .pdf.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", metavar="cifar10|demo", help="The data set; default cifar10.")
+        str | None, typer.Option("--data", metavar="NAME|PATH", help="The data set; default cifar10.")
     ] = None,
     data_dir: DataDir = None,
+    labels_from: LabelsFrom = None,
+    skip_unreadable: SkipUnreadable = False,
     recipe: Annotated[
         str | None, typer.Option("--recipe", metavar="RECIPE", help="Whose augmentation.")
     ] = None,
@@ -88,6 +90,8 @@ def figure(
     given = {
         "data": data,
         "data_dir": data_dir,
+        "labels_from": labels_from,
+        "skip_unreadable": skip_unreadable or None,
         "recipe": recipe,
         "rows": rows,
         "columns": columns,
@@ -149,10 +153,11 @@ def _draw_data(name: str, draw: Callable[..., Figure], paths: list[Path], given:
             f"the figure {name} is of a data set, not of a run: leave {paths[0]} out; --data says "
             "which data set"
         )
-    _check_options(name, draw, given, "data", "data_dir")
+    _check_options(name, draw, given, "data", "data_dir", "labels_from", "skip_unreadable")
     if name == "augmented" and "recipe" not in given:
         raise UserError("--recipe RECIPE is missing: whose augmentation, for example --recipe vgg3-aug")
-    source = open_source(given.pop("data", "cifar10"), given.pop("data_dir", None))
+    reading = {name: given.pop(name) for name in ("labels_from", "skip_unreadable") if name in given}
+    source = open_source(given.pop("data", "cifar10"), given.pop("data_dir", None), **reading)
     return draw(source, **given)
 
 

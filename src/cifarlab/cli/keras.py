@@ -10,7 +10,7 @@ import typer
 from cifarlab import text
 from cifarlab.cli import screen
 from cifarlab.cli.data import open_source
-from cifarlab.cli.options import AsJson, DataDir, Settings
+from cifarlab.cli.options import AsJson, Data, DataDir, Settings
 from cifarlab.errors import UserError
 
 
@@ -23,7 +23,7 @@ def import_keras(
         Path | None,
         typer.Option("--out", metavar="RUN", help="The run to make; default runs/<recipe>-s<seed>-<n>."),
     ] = None,
-    data: Annotated[str, typer.Option("--data", metavar="cifar10|demo", help="The data set.")] = "cifar10",
+    data: Data = "cifar10",
     data_dir: DataDir = None,
     settings: Settings = None,
     as_json: AsJson = False,

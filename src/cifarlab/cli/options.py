@@ -20,11 +20,19 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="NAME|PATH",
-        help="A data set, or your own pictures: a folder with one for each class.",
+        help="A data set, as demo, or where your own pictures are.",
+    ),
+]
+LabelsFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--labels-from",
+        metavar="PATTERN",
+        help=r"Own pictures: labels from file names, as '(.+)_\d+' from cat_017.jpg.",
     ),
 ]
 SkipUnreadable = Annotated[
-    bool, typer.Option("--skip-unreadable", help="Go on without the pictures that cannot be read.")
+    bool, typer.Option("--skip-unreadable", help="Own pictures: go on without those that cannot be read.")
 ]
 Plan = Annotated[bool, typer.Option("--plan", help="Say what is there and what the rest would take, stop.")]
 Settings = Annotated[

@@ -11,7 +11,7 @@ import typer
 from cifarlab import text
 from cifarlab.cli import screen
 from cifarlab.cli.data import open_source
-from cifarlab.cli.options import Data, DataDir, JsonAndProgress, Plan, Settings, SkipUnreadable
+from cifarlab.cli.options import Data, DataDir, JsonAndProgress, LabelsFrom, Plan, Settings, SkipUnreadable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +28,7 @@ def study(
     ] = None,
     data: Data = "cifar10",
     data_dir: DataDir = None,
+    labels_from: LabelsFrom = None,
     skip_unreadable: SkipUnreadable = False,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Default runs/study-<name>.")
@@ -65,7 +66,9 @@ def study(
     )
     if not no_train:
         source = (
-            open_source(data, data_dir, skip_unreadable=skip_unreadable) if unfinished(trainings) else None
+            open_source(data, data_dir, labels_from=labels_from, skip_unreadable=skip_unreadable)
+            if unfinished(trainings)
+            else None
         )
         for refusal in print_cost(console, trainings, source).values():
             raise refusal

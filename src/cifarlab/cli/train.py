@@ -13,7 +13,7 @@ import typer
 from cifarlab import text
 from cifarlab.cli import screen
 from cifarlab.cli.data import fetch_weights, open_source, reopen_source
-from cifarlab.cli.options import Data, DataDir, JsonAndProgress, Settings, SkipUnreadable
+from cifarlab.cli.options import Data, DataDir, JsonAndProgress, LabelsFrom, Settings, SkipUnreadable
 from cifarlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name that `cifarlab recipes` lists.")],
     data: Data = "cifar10",
     data_dir: DataDir = None,
+    labels_from: LabelsFrom = None,
     skip_unreadable: SkipUnreadable = False,
     out: Annotated[
         Path | None,
@@ -107,7 +108,9 @@ def train(
     if not plan:
         check_writers(log or [])
     fetch_weights(chosen)
-    source = open_source(data, data_dir, recipe=chosen, skip_unreadable=skip_unreadable)
+    source = open_source(
+        data, data_dir, recipe=chosen, labels_from=labels_from, skip_unreadable=skip_unreadable
+    )
     if in_group:
         from cifarlab.cli.train_group import train_group
 

@@ -10,8 +10,8 @@ import typer
 
 from cifarlab import text
 from cifarlab.cli import screen
-from cifarlab.cli.data import open_source
-from cifarlab.cli.options import Data, DataDir, JsonAndProgress, Settings, SkipUnreadable
+from cifarlab.cli.data import data_options, open_source
+from cifarlab.cli.options import Data, DataDir, JsonAndProgress, LabelsFrom, Settings, SkipUnreadable
 from cifarlab.cli.train import overrides_of
 from cifarlab.errors import UserError, nearest, one_of
 
@@ -42,6 +42,7 @@ def tune(
     ],
     data: Data = "cifar10",
     data_dir: DataDir = None,
+    labels_from: LabelsFrom = None,
     skip_unreadable: SkipUnreadable = False,
     out: Annotated[
         Path | None,
@@ -93,7 +94,9 @@ def tune(
     dimensions = read_space(space, chosen)
     from cifarlab.tuning import Search, check_search, run_search
 
-    source = open_source(data, data_dir, recipe=chosen, skip_unreadable=skip_unreadable)
+    source = open_source(
+        data, data_dir, recipe=chosen, labels_from=labels_from, skip_unreadable=skip_unreadable
+    )
     search = Search(
         recipe=chosen,
         space=dimensions,
@@ -147,7 +150,7 @@ def _report(
 ) -> None:
     from cifarlab.tuning_report import cost_text, median_text, train_command, values_text, write_report
 
-    options = _data_options(search.source.name, data_dir)
+    options = data_options(search.source, data_dir)
     command = train_command(search.recipe.name, {**fixed, **report["winner"]["values"]}, options)
     paths = write_report(report, command, search.folder)
     if as_json:
@@ -162,11 +165,6 @@ def _report(
     console.print("The test set was not opened.")
     console.print(f"report  {', '.join(str(path) for path in paths)}", markup=False)
     console.print(f"\nNext:\n  {command}", markup=False)
-
-
-def _data_options(data: str, data_dir: Path | None) -> list[str]:
-    named = [] if data == "cifar10" else ["--data", data]
-    return named + (["--data-dir", str(data_dir)] if data_dir else [])
 
 
 def _print_finalists(console: Console, report: Mapping[str, Any]) -> None:
@@ -242,6 +240,7 @@ def lr_find(
     recipe: RecipeName,
     data: Data = "cifar10",
     data_dir: DataDir = None,
+    labels_from: LabelsFrom = None,
     skip_unreadable: SkipUnreadable = False,
     low: Annotated[float, typer.Option("--low", metavar="RATE", help="The first learning rate.")] = 1e-6,
     high: Annotated[float, typer.Option("--high", metavar="RATE", help="The last one.")] = 10.0,
@@ -276,7 +275,9 @@ def lr_find(
 
     path = figure or Path(f"lr-find-{recipe}.png")
     check_format(path)  # a mistake is told before anything is computed
-    source = open_source(data, data_dir, recipe=chosen, skip_unreadable=skip_unreadable)
+    source = open_source(
+        data, data_dir, recipe=chosen, labels_from=labels_from, skip_unreadable=skip_unreadable
+    )
     from cifarlab.job import prepare
     from cifarlab.range_test import as_document, range_test
 
@@ -291,7 +292,7 @@ def lr_find(
     if test.suggestion is not None:
         from cifarlab.tuning_report import train_command
 
-        options = _data_options(source.name, data_dir)
+        options = data_options(source, data_dir)
         fixed |= {"optimizer.learning_rate": test.suggestion}
         console.print(f"\nNext:\n  {train_command(recipe, fixed, options)}", markup=False)
 

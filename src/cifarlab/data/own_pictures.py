@@ -17,6 +17,7 @@ from cifarlab.data.listing import Entry, Listing, Reading, check_trainable, list
 from cifarlab.data.mapped import from_cache
 from cifarlab.data.sources import PICTURE_FILES_PIXELS, Source, Split, SplitName, name_of_pictures
 from cifarlab.data.splits import hold_out
+from cifarlab.data.survey import survey
 from cifarlab.errors import UserError
 from cifarlab.pictures import Fit
 
@@ -72,6 +73,7 @@ def open_pictures(
         validation=np.flatnonzero(splits[train] == "validation") if "validation" in splits else None,
         groups=groups[train],
         reading=asdict(reading),
+        survey=lambda: survey(listing, decoded),
         decoded_at=(size, fit),
         at_size=lambda size, fit: open_pictures(path, reading, size, fit),
     )

@@ -27,6 +27,7 @@ from cifarlab.files import cache_dir, write_atomic
 
 if TYPE_CHECKING:
     from cifarlab.data.listing import Reading
+    from cifarlab.data.survey import Survey
     from cifarlab.pictures import Fit
 
 SplitName = Literal["train", "test"]
@@ -70,6 +71,8 @@ class Source:
     """Of training pictures, int64 (N,): near duplicates have the same number, and stay on one side of every cut."""
     reading: Mapping[str, Any] | None = None
     """Of picture files: how they were listed and read, which a run keeps so as to open them alike."""
+    survey: Callable[[], Survey] | None = None
+    """Of picture files: what they hold, and what is wrong with them."""
     decoded_at: tuple[int, Fit] | None = None
     """Of picture files: their pixels a side, and how they were fitted to it."""
     at_size: Callable[[int, Fit], Source] | None = None
@@ -161,9 +164,8 @@ def source_name(name: str | Path) -> str:
     if not is_path(name):
         return str(name)
     path = Path(name).expanduser().absolute()
-    return next(
-        (dataset.name for dataset in DATASETS.values() if _holds(dataset, path)), name_of_pictures(path)
-    )
+    official = official_at(path)
+    return name_of_pictures(path) if official is None else official.name
 
 
 def name_of_pictures(path: Path) -> str:
@@ -187,20 +189,21 @@ def _open_path(
     if data_dir is not None:
         raise UserError(f"the data's place is given twice: {name} and {data_dir}")
     path = Path(name).expanduser()
-    for dataset in DATASETS.values():
-        if _holds(dataset, path):
-            return open_dataset(dataset, path, lambda: path)
+    if (dataset := official_at(path)) is not None:
+        return open_dataset(dataset, path, lambda: path)
     from cifarlab.data.listing import Reading
     from cifarlab.data.own_pictures import open_pictures
 
     return open_pictures(path, reading or Reading(), size_pixels, fit, decoding)
 
 
-def _holds(dataset: cifar.Dataset, path: Path) -> bool:
-    """Whether all of an official data set is there; its folder alone may be called "train" as anybody's."""
-    with contextlib.suppress(UserError):
-        return path.exists() and _find(dataset, path) is not None
-    return False
+def official_at(path: Path) -> cifar.Dataset | None:
+    """The official data set that is all there, in or at `path`: its folder alone may be called "train" as anybody's."""
+    for dataset in DATASETS.values():
+        with contextlib.suppress(UserError):
+            if path.exists() and _find(dataset, path) is not None:
+                return dataset
+    return None
 
 
 def _fetch(dataset: cifar.Dataset, progress: Progress | None) -> Path:

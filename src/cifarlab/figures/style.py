@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cifarlab.errors import UserError, nearest, one_of
@@ -28,6 +31,14 @@ INK, PALE_INK, LINE, FACE = "#222222", "#5A5A5A", "#DDDDDD", "#FFFFFF"
 RESOLUTION_DPI = 144
 FORMATS = ("png", "svg", "pdf")
 NAME: dict[str, Any] = {"fontsize": 11, "color": INK, "parse_math": False}
+OWN_FONT = "DejaVu Sans"  # which comes with Matplotlib
+FONTS_OF_OTHER_SCRIPTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "PingFang SC",
+    "Microsoft YaHei", "Hiragino Sans", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS", "Noto Sans",
+    "Noto Sans Arabic",
+    "Noto Sans Hebrew", "Noto Sans Devanagari", "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai", "Nirmala UI",
+    "Leelawadee UI", "Noto Emoji", "Segoe UI Emoji", "Segoe UI Symbol", "Symbola",
+)  # fmt: skip
 LONGEST_NAME = 14  # characters of a class name that fit a picture's width
 # Without dates, so that the same figure is the same file.
 METADATA: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
@@ -55,12 +66,27 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """
     format = check_format(path)
     buffer = BytesIO()
-    with rc_context(VECTOR), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", r"Glyph \d+"
-        )  # of a name in a script the font lacks: it shows a box
+    with rc_context(VECTOR), fonts_for(figure):
         figure.savefig(buffer, format=format, dpi=RESOLUTION_DPI, metadata=METADATA[format])
     write_atomic(Path(path), buffer.getvalue())
+
+
+@contextmanager
+def fonts_for(figure: Figure) -> Iterator[None]:
+    """Draw with other fonts of this machine where `figure` has characters, in names, that our own font has not.
+
+    A character that no font here has is drawn as a box, without a warning.
+    """
+    own = font_manager.get_font(font_manager.findfont(OWN_FONT)).get_charmap()
+    shown = {ord(character) for each in figure.findobj(Text) for character in each.get_text()}
+    if shown <= own.keys() | {ord("\n")}:
+        yield
+        return
+    installed = set(font_manager.get_font_names())
+    others = [name for name in FONTS_OF_OTHER_SCRIPTS if name in installed]
+    with rc_context({"font.sans-serif": [OWN_FONT, *others]}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        yield
 
 
 def new_figure(width_inches: float, height_inches: float) -> Figure:
