@@ -73,6 +73,10 @@ def test_folders_that_hold_one_folder_are_passed_through(tmp_path, as_given):
     assert [entry.name for entry in listing.entries] == ["a/photos/cat/1.png", "a/photos/dog/2.png"]
 
 
+def test_pictures_may_lie_deeper_in_all_classes(tmp_path):
+    assert list_pictures(make(tmp_path, "cat/a/1.png", "dog/b/1.png")).classes == ("cat", "dog")
+
+
 def test_train_may_be_a_class_among_others(tmp_path):
     listing = list_pictures(make(tmp_path, "car/1.png", "plane/1.png", "train/1.png"))
     assert listing.classes == ("car", "plane", "train") and listing.splits == ()
