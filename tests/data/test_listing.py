@@ -58,6 +58,7 @@ def test_folders_of_splits(tmp_path, as_given, validation):
         "validation": [f"{validation}/cat/3.png"],
         "test": ["test/dog/4.png"],
     }
+    assert listing.layout == f"class folders in train, {validation}, test"
     assert listing.empty_classes == ("owl",)
     assert dict(listing.left_out) == {
         "test/loose.png": "not in a class folder",

@@ -84,6 +84,7 @@ def _split_folders(tree: Tree, root: str, pictures: Sequence[str]) -> dict[str, 
         for name in tree.folders
         if parent_of(name) == root.rstrip("/") and (folder := name[len(root) :]).lower() in SPLIT_NAMES
     }
+    named = dict(sorted(named.items(), key=lambda each: list(SPLIT_NAMES).index(each[0].lower())))
     with_classes = {
         parts[0] for name in pictures if len(parts := name[len(root) :].split("/")) > 2 and parts[0] in named
     }
