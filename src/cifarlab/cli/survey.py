@@ -28,12 +28,12 @@ def show_survey(
     """List, decode where that is not done yet, and print what there is and what is wrong."""
     from cifarlab.data.decoded import decode
     from cifarlab.data.listing import Reading, list_pictures
-    from cifarlab.data.own_pictures import SIZE_PIXELS
+    from cifarlab.data.sources import PICTURE_FILES_PIXELS
     from cifarlab.data.survey import survey
 
     listing = list_pictures(path, Reading(labels_from))
     with decoding_progress() as progress:
-        found = survey(listing, decode(listing, SIZE_PIXELS, "squash", progress))
+        found = survey(listing, decode(listing, PICTURE_FILES_PIXELS, "squash", progress))
     if as_json:
         screen.write_json({"name": path.stem if path.is_file() else path.name, **found.to_dict()})
     else:
