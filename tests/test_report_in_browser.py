@@ -184,7 +184,7 @@ def test_the_lists_choose_a_field_and_the_unit_changes(
     assert find(browser, "input[value=rates]").is_selected()
     rate = f"{100 * single_report.data['cells'].get('4,4', [0, 0])[1]:.1f}"
     assert field.text == (rate if width < 544 else f"{rate} %")  # a phone has no room for the sign
-    assert find(browser, "#matrix").size["width"] <= width  # all of it is seen
+    assert width >= 544 or find(browser, "#matrix").size["width"] <= width  # all of it is seen
     find(browser, "input[value=rates]").send_keys(Keys.ARROW_LEFT)
     assert find(browser, "input[value=counts]").is_selected()
     assert field.text == counted
