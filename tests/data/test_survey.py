@@ -9,6 +9,7 @@ from picture_files import CLASSES, bomb, encoded, make, make_faulty, pixels, zip
 from PIL import Image
 
 from cifarlab.cli import main
+from cifarlab.data import open_source
 from cifarlab.data.decoded import decode
 from cifarlab.data.listing import Reading, list_pictures
 from cifarlab.data.survey import Survey, class_samples, label_clashes, survey
@@ -201,6 +202,16 @@ def test_mistakes_are_one_line(arguments, reason, in_empty_folder, capsys):
     assert code == 2 and out == "" and err.count("\n") == 1
     assert reason in err
     assert not (in_empty_folder / "runs").exists()
+
+
+def test_files_that_change_between_epochs_change_nothing(tmp_path):
+    folder = make(tmp_path / "x", *(f"{name}/{n}.png" for name in "ab" for n in range(5)))
+    source = open_source(folder)
+    before = np.array(source.load("train").images[:])
+    for path in folder.rglob("*.png"):
+        path.write_bytes(encoded(pixels(1000)))
+    assert np.array_equal(source.load("train").images[:], before)
+    assert open_source(folder).checksum != source.checksum
 
 
 def test_training_says_what_is_wrong_and_goes_on(faulty, in_empty_folder, capsys):
