@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import cifarlab
 from cifarlab.cli import main
-from cifarlab.data import Source, from_arrays, from_dataset
+from cifarlab.data import Source, from_arrays, from_dataset, from_folder
 from cifarlab.errors import UserError
 from cifarlab.run import Run
 from tests.tiny import RECIPE, tiny_source
@@ -197,6 +197,24 @@ def test_items_that_are_no_pictures_are_one_line() -> None:
         from_dataset(sizes)
     with pytest.raises(UserError, match="dataset is empty"):
         from_dataset(Pictures(images[:0]))
+
+
+def test_a_folder_is_opened_as_the_command_line_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    images = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), np.uint8)
+    for place, image in enumerate(images):
+        folder = tmp_path / "pets" / ("cat", "dog")[place % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{place}.png")
+    source = from_folder(tmp_path / "pets", size_pixels=32)
+    assert source.classes == ("cat", "dog") and source.name == "pets" and not source.in_memory
+    settings = {"input.size": 32, "epochs": 1, "batch_size": 4, "data.validation": "none"}
+    run = cifarlab.train(SHORT, data=source, out=tmp_path / "run", overrides=settings)
+    assert cifarlab.evaluate(run).n + run.data["n_train"] == 24  # opened again by itself
+    (tmp_path / "pets" / "cat" / "broken.png").write_bytes(b"none")
+    with pytest.raises(UserError, match="broken.png"):
+        from_folder(tmp_path / "pets")
+    assert from_folder(tmp_path / "pets", skip_unreadable=True).checksum == source.checksum
 
 
 def test_a_source_without_test_pictures_is_not_a_test_set(content) -> None:

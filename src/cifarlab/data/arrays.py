@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cifarlab.data.sources import Source, Split, SplitName
 from cifarlab.errors import UserError
+
+if TYPE_CHECKING:
+    from cifarlab.pictures import Fit
 
 IN_PYTHON = "given in Python"
 
@@ -89,6 +93,34 @@ def from_dataset(
         classes=names,
         name=name or type(dataset).__name__.lower(),
     )
+
+
+def from_folder(
+    path: str | Path,
+    *,
+    size_pixels: int | None = None,
+    fit: Fit = "squash",
+    skip_unreadable: bool = False,
+    labels_from: str | None = None,
+) -> Source:
+    """A data source of picture files: whatever `cifarlab train --data PATH` takes, with the same options.
+
+    A folder of class folders, a zip, a manifest, a `.npz`: see docs/how-to/own-pictures.md. They are decoded now, once,
+    to the user's cache. A run remembers where they are, and opens them again by itself.
+
+    Args:
+        size_pixels, fit: as the recipe's `input.size` and `input.fit`, which decide when a recipe is trained.
+        skip_unreadable: go on without the pictures that cannot be read.
+        labels_from: a pattern of file names.
+
+    Raises:
+        UserError: when there is nothing that can be trained on.
+    """
+    from cifarlab.data.listing import Reading
+    from cifarlab.data.own_pictures import open_pictures
+
+    reading = Reading(skip_unreadable=skip_unreadable, labels_from=labels_from)
+    return open_pictures(Path(path), reading, size_pixels, fit)
 
 
 def as_pictures(images: Any, what: str) -> np.ndarray:
