@@ -103,7 +103,7 @@ def from_folder(
     skip_unreadable: bool = False,
     labels_from: str | None = None,
 ) -> Source:
-    """A data source of picture files: whatever `cifarlab train --data PATH` takes, with the same options.
+    """A data source of picture files: whatever the option `--data PATH` takes.
 
     A folder of class folders, a zip, a manifest, a `.npz`: see docs/how-to/own-pictures.md. They are decoded now, once,
     to the user's cache. A run remembers where they are, and opens them again by itself.
