@@ -7,6 +7,8 @@ A page has its table between two comments; with `of NAME` it is of the recipes i
 
     <!-- results of brownlee: written by scripts/results_table.py -->
     <!-- end of results -->
+
+Between `<!-- own results: ... -->` and the same end it is of recipes that reproduce nothing.
 """
 
 import importlib
@@ -15,11 +17,29 @@ import re
 import sys
 from pathlib import Path
 
+from cifarlab import text
 from cifarlab.claims import claims_page, test_claims
-from cifarlab.reproduction import NOTES, published_recipes, read_results, results_page, results_table
+from cifarlab.recipe import Recipe
+from cifarlab.recipes import RECIPES
+from cifarlab.reproduction import (
+    NOTES,
+    finished_runs,
+    published_recipes,
+    read_results,
+    results_page,
+    results_table,
+    test_evaluation,
+)
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
+OWN_HEADER = ["recipe", "test % with views", "without", "n (seeds)", "epochs", "hardware", "time of a run"]
+OWN_NOTES = """\
+All 10,000 test pictures of CIFAR-10, opened once for each run. Mean ± standard deviation over the runs. With views: the
+mean answer over six test-time views of a picture (itself and its mirror image, each also moved by a pixel, two ways).
+Trained on all 50,000 training pictures. Times are wall-clock, with saving and without evaluation.
+"""
+OWN_PLACE = re.compile(r"(<!-- own results: written by [^>]*-->\n).*?(<!-- end of results -->)", re.S)
 PLACE = re.compile(r"(<!-- results(?: of (\w+))?: written by [^>]*-->\n).*?(<!-- end of results -->)", re.S)
 
 
@@ -30,8 +50,9 @@ def pages() -> dict[Path, str]:
         RESULTS / "reproduction.md": results_page(read_results(RESULTS, recipes)[0]),
         RESULTS / "claims.md": claims_page(test_claims(RESULTS), RESULTS),
     }
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs" / "systems").glob("*.md"))):
-        made[page] = PLACE.sub(lambda place, page=page: with_table(place, page), page.read_text("utf-8"))
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*/*.md"))):
+        content = PLACE.sub(lambda place, page=page: with_table(place, page), page.read_text("utf-8"))
+        made[page] = OWN_PLACE.sub(lambda place, page=page: with_own_table(place, page), content)
     return made
 
 
@@ -39,9 +60,39 @@ def with_table(place: re.Match[str], page: Path) -> str:
     begin, source, end = place.groups()
     recipes = importlib.import_module(f"cifarlab.recipes.{source}").RECIPES if source else published_recipes()
     entries = [entry for entry in read_results(RESULTS, recipes)[0] if entry.runs]
-    up = "../" * (len(page.relative_to(ROOT).parts) - 1)
-    table = results_table(entries, f"{up}results") if entries else "Not run yet.\n"
+    table = results_table(entries, results_from(page)) if entries else "Not run yet.\n"
     return f"{begin}{table}\n{NOTES}{end}"
+
+
+def results_from(page: Path) -> str:
+    return "../" * (len(page.relative_to(ROOT).parts) - 1) + "results"
+
+
+def with_own_table(place: re.Match[str], page: Path) -> str:
+    begin, end = place.groups()
+    rows = [own_row(recipe, results_from(page)) for recipe in RECIPES.values() if not recipe.published]
+    there = [row for row in rows if row]
+    table = text.markdown_table(OWN_HEADER, there) if there else "Not run yet.\n"
+    return f"{begin}{table}\n{OWN_NOTES}{end}"
+
+
+def own_row(recipe: Recipe, results: str) -> list[str] | None:
+    """What became of a recipe without a published figure; None where no run of it is kept."""
+    runs = [run for run in finished_runs(RESULTS / recipe.name, recipe)[0] if test_evaluation(run)]
+    if not runs:
+        return None
+    evaluations = [test_evaluation(run) or {} for run in runs]
+    with_views = [each["accuracy_with_tta"] for each in evaluations if each.get("tta")]
+    times = [run.metrics[-1]["elapsed_seconds"] for run in runs]
+    return [
+        f"[`{recipe.name}`]({results}/{recipe.name})",
+        text.mean_and_deviation(with_views) if with_views else "–",
+        text.mean_and_deviation([each["accuracy"] for each in evaluations]),
+        f"{len(runs)} ({', '.join(str(run.recipe.seed) for run in runs)})",
+        str(recipe.epochs),
+        "; ".join(dict.fromkeys(run.hardware for run in runs)),
+        text.duration(sum(times) / len(times)),
+    ]
 
 
 def main() -> int:

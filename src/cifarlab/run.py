@@ -211,11 +211,13 @@ class Run:
 
     @property
     def hardware(self) -> str:
-        """The GPU, or the processor and how many threads of it were used."""
-        name = self.environment.get("device_name", "unknown")
-        if self.environment.get("device") != "cpu":
-            return name
-        return f"{name}, {text.count(self.environment.get('threads', 1), 'thread')}"
+        """The GPU, or the processor and how many threads of it were used; and bfloat16 where that was."""
+        parts = [self.environment.get("device_name", "unknown")]
+        if self.environment.get("device") == "cpu":
+            parts.append(text.count(self.environment.get("threads", 1), "thread"))
+        if self.environment.get("precision") == "bfloat16":
+            parts.append("bfloat16")
+        return ", ".join(parts)
 
     # Weights
 
