@@ -346,7 +346,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """A recipe with a published figure, trained in a moment on tiny data that says it is CIFAR-10."""
     source = replace(tiny_source(), name="cifar10")
     for module in (job_module, evaluation, data):
-        monkeypatch.setattr(module, "open_source", lambda *_: source)
+        monkeypatch.setattr(module, "open_source", lambda *_, **__: source)
     monkeypatch.setitem(RECIPES, "tiny", TINY)
     return TINY
 
