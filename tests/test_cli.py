@@ -173,7 +173,6 @@ def test_a_closed_pipe_is_no_error() -> None:
         (["resume", "nowhere"], ["there is no run at nowhere"]),
         (["evaluate", "."], ["no run is in .: a run is a folder that holds recipe.json"]),
         (["predict", "nowhere", "x.png"], ["there is no nowhere"]),
-        (["predict", ".", "x.png"], ["no run named: . is not one"]),
         (["predict", "--run", ".", "."], [". is not a run"]),
     ],
 )
@@ -524,7 +523,7 @@ def test_a_bad_picture_is_told_once(
         (["{run}", "{pictures}", "--top", "0"], "top should be a whole number from 1"),
         (["{run}", "{pictures}", "--csv", "{pictures}"], "is a folder: give a file"),
         (["{run}", "{pictures}", "--csv", "{pictures}/no/table.csv"], "there is no folder"),
-        (["{pictures}", "{run}"], "no run named"),
+        (["{pictures}", "{run}"], "is a run: put it first"),
         (["--run", "{pictures}", "{pictures}"], "is not a run"),
     ],
 )

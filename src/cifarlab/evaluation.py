@@ -111,6 +111,7 @@ def evaluate(
     weights: str | None = None,
     data: Source | None = None,
     data_dir: str | Path | None = None,
+    device: str = "auto",
 ) -> Evaluation:
     """Judge a run's weights on a split, and write the result into the run's evaluation.json.
 
@@ -123,6 +124,7 @@ def evaluate(
         weights: "best" or "last"; None for those that the run's recipe names.
         data: the run's source again, which it needs where that was given in Python (`cifarlab.data.from_arrays`).
         data_dir: the folder of CIFAR-10's batches, or its parent; beats `CIFARLAB_DATA` and the user's cache.
+        device: where the network works, where it has to: "auto", "cpu", "cuda" or "mps".
 
     Raises:
         UserError: when the run has no such weights or split, something in it is damaged, or the data is other data.
@@ -138,7 +140,7 @@ def evaluate(
     opened = _opened_split(run, split)
     stored = _stored_logits(run, opened, chosen, views=len(RULES[run.recipe.test_time_views]))
     if stored is None:
-        views, labels, weights_sha256 = _compute_logits(run, split, chosen, data or data_dir)
+        views, labels, weights_sha256 = _compute_logits(run, split, chosen, data or data_dir, device)
         result = measure(run, split, chosen, views, labels, reused=False)
         _record(run, result)
         _store_logits(run, opened, chosen, weights_sha256, views, labels)

@@ -201,22 +201,18 @@ def load_predictor(
     """The network of a run, ready for pictures: everything it needs comes from the run directory alone.
 
     Args:
-        run: a run or its directory.
+        run: a run or its directory; None for the weights that come with cifarlab.
         weights: "best" or "last"; None for those that the run's recipe names.
         device: where the network works: "cpu", "cuda", "mps".
 
     Raises:
-        UserError: when no run is named, or it is not one, or has no such weights, or they are damaged; when the device
-            is not there.
+        UserError: when none is named and none came with cifarlab, or it is not a run, or has no such weights, or they
+            are damaged; when the device is not there.
     """
     from cifarlab.run import Run
+    from cifarlab.shipped_run import shipped_run
 
-    if run is None:
-        raise UserError(
-            "no run named: load_predictor needs a run's directory, such as load_predictor('runs/vgg3-s0-1')"
-            " (weights that come with cifarlab are planned for later)"
-        )
-    opened = run if isinstance(run, Run) else Run(Path(run))
+    opened = shipped_run() if run is None else run if isinstance(run, Run) else Run(Path(run))
     _check_device(device)
     chosen = weights or opened.default_weights
     model, preparation = opened.load_model(chosen, device), opened.load_preparation(chosen)

@@ -10,6 +10,7 @@ import typer
 from cifarlab import text
 from cifarlab.cli import screen
 from cifarlab.cli.options import AsJson, DataDir
+from cifarlab.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,9 +23,13 @@ LARGEST_MATRIX = 12  # classes whose confusion matrix fits 80 columns
 
 def evaluate(
     run: Annotated[
-        Path,
-        typer.Argument(metavar="RUN", help="A run's directory, or a folder of them: the seeds of a group."),
-    ],
+        Path | None,
+        typer.Argument(
+            metavar="[RUN]",
+            help="A run's directory, or a folder of them: the seeds of a group; without one, the weights that come"
+            " with cifarlab.",
+        ),
+    ] = None,
     split: Annotated[
         str, typer.Option(metavar="test|validation|train", help="The pictures to judge on.")
     ] = "test",
@@ -36,11 +41,17 @@ def evaluate(
 ) -> None:
     """Judge a run: loss, accuracy, each class, and the confusion matrix; written into its evaluation.json.
 
+    Without a run, the weights that come with cifarlab are judged, and must reach what is recorded with them.
+
     \b
     Examples:
       cifarlab evaluate runs/vgg3-s0-1
       cifarlab evaluate runs/vgg3
+      cifarlab evaluate
     """
+    if run is None:
+        _check_shipped_run(split, weights, data_dir, as_json)
+        return
     from cifarlab.run import EVALUATION, Run, is_run
 
     if run.is_dir() and not is_run(run):
@@ -105,6 +116,21 @@ def _why_not(run: Run) -> str:
     if not run.is_complete:
         return f"has finished {len(run.metrics)} of {run.recipe.epochs} epochs"
     return "" if run.weights_path(run.default_weights).exists() else "is a record without weights"
+
+
+def _check_shipped_run(split: str, weights: str | None, data_dir: Path | None, as_json: bool) -> None:
+    from cifarlab.shipped_run import check_shipped_run, shipped_run
+
+    run = shipped_run()
+    if weights not in (None, run.default_weights):
+        raise UserError(f"--weights {weights}: those that come with cifarlab are the {run.default_weights}")
+    check = check_shipped_run(split, data_dir)
+    if as_json:
+        screen.write_json(check.found.to_dict())
+        return
+    console = screen.open_console()
+    _print_result(console, check.found, run.data["name"])
+    console.print("\nas recorded with the weights that come with cifarlab, to the last digit")
 
 
 def _print_result(console: Console, result: Evaluation, data: str) -> None:

@@ -27,7 +27,10 @@ FEW = 10  # up to this many pictures get a chart each, more a line each
 def predict(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="[RUN] PICTURE|FOLDER...", help="A run, then pictures or folders of them."),
+        typer.Argument(
+            metavar="[RUN] PICTURE|FOLDER...",
+            help="A run, then pictures or folders; without a run, the weights that come with cifarlab.",
+        ),
     ],
     run: Annotated[
         Path | None,
@@ -46,19 +49,18 @@ def predict(
 
     \b
     Examples:
+      cifarlab predict photo.jpg
       cifarlab predict runs/vgg3-s0-1 photo.jpg
       cifarlab predict runs/vgg3-s0-1 holiday/ --top 1 --csv holiday.csv
     """
-    chosen, wanted = _run_and_pictures(paths, run)
+    opened, wanted = _run_and_pictures(paths, run)
     if csv is not None:
         screen.check_file(csv, "--csv")
-    from cifarlab.run import Run
-
-    opened = Run(chosen)
     from cifarlab.pictures import find_pictures
 
     pictures = find_pictures(wanted)
     from cifarlab.prediction import load_predictor, write_csv
+    from cifarlab.shipped_run import is_shipped
 
     predictor = load_predictor(opened)
     console = screen.open_console(as_json)
@@ -76,6 +78,8 @@ def predict(
         also = f" and {len(failed):,} that could not be read" if failed else ""
         read = text.count(len(predictions) - len(failed), "picture")
         console.print(f"{read}{also}, written to {csv}", markup=False)
+    if is_shipped(opened):
+        console.print(_about(opened), style="dim", markup=False)
     _note_calibration(opened, predictor, predictions)
     if opened.recipe.data.validation == "test":
         screen.note(f"{opened.path}: {screen.VALIDATION_IS_TEST}")
@@ -98,22 +102,42 @@ def _note_calibration(run: Run, predictor: Predictor, predictions: list[Predicti
         screen.note(f"{of_all} unlike the training pictures; so are about {rate} of pictures like them")
 
 
-def _run_and_pictures(paths: Sequence[Path], run: Path | None) -> tuple[Path, Sequence[Path]]:
-    from cifarlab.run import is_run
+def _run_and_pictures(paths: Sequence[Path], run: Path | None) -> tuple[Run, Sequence[Path]]:
+    """The run, the one that comes with cifarlab where none is named, and what to predict with it."""
+    from cifarlab.run import Run, is_run
+    from cifarlab.shipped_run import has_shipped_run, shipped_run
 
     if run is not None:
-        return run, paths
+        return Run(run), paths
     first, *pictures = paths
     if not first.exists():
-        raise UserError(f"there is no {first}: the first argument should be a run, then pictures or folders")
-    if not is_run(first):
+        raise UserError(f"there is no {first}: give a picture, or a run and then pictures or folders")
+    if is_run(first):
+        if not pictures:
+            raise UserError(f"nothing to predict: give pictures or folders after the run {first}")
+        return Run(first), pictures
+    for path in pictures:
+        if is_run(path):
+            raise UserError(f"{path} is a run: put it first, or give --run {path}")
+    if first.is_dir() and any(is_run(child) for child in first.iterdir()):
+        Run(first)  # says that it holds runs, and names one
+    if not has_shipped_run():
         raise UserError(
-            f"no run named: {first} is not one (it has no recipe.json); put a run's directory first, or give"
-            f" --run RUN{_runs_here()}"
+            f"no run named: {first} is not one (it has no recipe.json), and this copy of cifarlab comes without"
+            f" weights; put a run's directory first, or give --run RUN{_runs_here()}"
         )
-    if not pictures:
-        raise UserError(f"nothing to predict: give pictures or folders after the run {first}")
-    return first, pictures
+    return shipped_run(), paths
+
+
+def _about(run: Run) -> str:
+    """One line: which network answered, and what it is worth."""
+    judged = run.evaluations["test"][run.default_weights]
+    accuracy = f"{text.percent(judged['accuracy'], 2)} of {run.data['name']}'s test pictures right"
+    if judged["tta"]:
+        accuracy += (
+            f" ({text.percent(judged['accuracy_with_tta'], 2)} over {judged['tta_views']} views of each)"
+        )
+    return f"answered by {run.recipe.name}, which comes with cifarlab: {accuracy}"
 
 
 def _runs_here() -> str:
