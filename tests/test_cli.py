@@ -16,6 +16,7 @@ import torch
 import typer
 from PIL import Image
 
+from cifarlab import environment, recipes
 from cifarlab.cli import app, main, screen
 from cifarlab.data import open_source
 from cifarlab.interrupts import stop_on_signals
@@ -142,7 +143,7 @@ def test_a_closed_pipe_is_no_error() -> None:
         (["train", "vgg33"], ["unknown recipe 'vgg33'; did you mean 'vgg3'?"]),
         (["show", "dmeo"], ["did you mean 'demo'?"]),
         (["train", "demo", "--epoch", "3"], ["unknown option '--epoch'; did you mean '--epochs'?"]),
-        (["train"], ["missing argument 'RECIPE'"]),
+        (["resume"], ["missing argument 'RUN'"]),
         (["train", "demo", "--epochs"], ["'--epochs' requires an argument"]),
         (["resume", "x", "--epochs", "many"], ["'--epochs': should be a whole number"]),
         (["data", "cfar10"], ["unknown data set 'cfar10'; did you mean 'cifar10'?"]),
@@ -313,6 +314,41 @@ def test_the_figure_of_the_data_is_of_training_pictures(
 
 
 # train, resume
+
+
+@pytest.mark.parametrize(
+    ("free", "trained", "note"),
+    [
+        (None, "demo", "no recipe named: demo"),
+        (4_000_000_000, "demo", "no recipe named: demo"),
+        (
+            900_000_000,
+            "vgg1",
+            "no recipe named: vgg1, as 900 MB of memory are free, and demo may take 3.0 GB",
+        ),
+    ],
+)
+def test_without_a_recipe_the_fast_one_is_trained_or_what_fits(
+    capsys: pytest.CaptureFixture[str],
+    in_empty_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    free: int | None,
+    trained: str,
+    note: str,
+) -> None:
+    monkeypatch.setattr(environment, "available_memory_bytes", lambda: free)
+    monkeypatch.setattr(recipes, "DEFAULT", "demo")
+    monkeypatch.setattr(recipes, "SMALL_DEFAULT", "vgg1")
+    small = ["--set", "model.widths=[4]", "--set", "model.dense=8", "--set", "device.threads=1"]
+    code, out, err = ask(capsys, "train", "--data", "demo", "--plan", "--json", *small)
+    assert code == 0 and note in err
+    assert json.loads(out)["recipe"] == trained
+
+
+def test_the_default_recipes_exist() -> None:
+    assert {recipes.DEFAULT, recipes.SMALL_DEFAULT} <= set(RECIPES)
+    free = environment.available_memory_bytes()
+    assert free is None or 50e6 < free < 1e14
 
 
 def test_plan_leaves_no_trace(

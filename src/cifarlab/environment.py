@@ -43,6 +43,21 @@ def choose_device(settings: Device) -> torch.device:
     return torch.device(name)
 
 
+def available_memory_bytes() -> int | None:
+    """Memory that this process may still take: free on the machine, and within its control group; None if unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        return free if limit == "max" else min(free, int(limit) - int(used))
+    except OSError:
+        return free
+
+
 def choose_precision(settings: Device, device: torch.device) -> Literal["float32", "bfloat16"]:
     """What `settings.precision` asks for; `auto` takes bfloat16 where there are instructions for it.
 

@@ -31,7 +31,12 @@ Log = Annotated[
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name that `cifarlab recipes` lists.")],
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE]", help="A name that `cifarlab recipes` lists; without one, fast94 or what fits."
+        ),
+    ] = None,
     data: Data = "cifar10",
     data_dir: DataDir = None,
     labels_from: LabelsFrom = None,
@@ -75,8 +80,11 @@ def train(
 ) -> None:
     """Train a recipe into a new run directory. Ctrl-C saves, and `cifarlab resume` goes on.
 
+    What it will take is printed first.
+
     \b
     Examples:
+      cifarlab train
       cifarlab train demo --data demo
       cifarlab train vgg3-bn --data ~/flowers --set input.size=64
       cifarlab train vgg3-bn --plan
@@ -89,7 +97,7 @@ def train(
     from cifarlab.run import Run, check_out
     from cifarlab.writers import check_writers
 
-    chosen = get_recipe(recipe)
+    chosen = get_recipe(recipe or _default_recipe())
     options = {
         "seed": seed,
         "epochs": epochs,
@@ -207,6 +215,22 @@ def overrides_of(options: dict[str, str | None], settings: list[str]) -> dict[st
 
 
 # Before: the plan
+
+
+def _default_recipe() -> str:
+    """The recipe that is trained where none is named, and a line that says so."""
+    from cifarlab.environment import available_memory_bytes
+    from cifarlab.recipes import DEFAULT, DEFAULT_MEMORY_BYTES, SMALL_DEFAULT
+
+    free = available_memory_bytes()
+    if free is None or free >= DEFAULT_MEMORY_BYTES:
+        screen.note(f"no recipe named: {DEFAULT}; `cifarlab recipes` lists all")
+        return DEFAULT
+    needed = text.size(DEFAULT_MEMORY_BYTES)
+    screen.note(
+        f"no recipe named: {SMALL_DEFAULT}, as {text.size(free)} of memory are free, and {DEFAULT} may take {needed}"
+    )
+    return SMALL_DEFAULT
 
 
 def plan_lines(job: Job, expected: Estimate) -> dict[str, str | None]:

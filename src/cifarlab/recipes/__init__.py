@@ -15,6 +15,10 @@ from cifarlab.recipes import (
 SOURCES = (demo, brownlee, six_convolutions, deep_learning_lab, trading, classification_notebook, fast)
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for source in SOURCES for recipe in source.RECIPES}
 
+DEFAULT = "fast94"  # what is trained where no recipe is named
+DEFAULT_MEMORY_BYTES = 3_000_000_000  # that its training may take: benchmarks/memory.py
+SMALL_DEFAULT = "cnn4"  # in its place where less is free
+
 
 def get_recipe(name: str) -> Recipe:
     """The recipe called `name`.
