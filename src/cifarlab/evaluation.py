@@ -256,11 +256,11 @@ def _opened_split(run: Run, split: str) -> str:
 
 
 def _compute_logits(
-    run: Run, split: str, weights: Weights, data: Source | str | Path | None
+    run: Run, split: str, weights: Weights, data: Source | str | Path | None, device_name: str
 ) -> tuple[Tensor, Tensor, str]:
     """Logits float32 (views, N, classes), labels int64 (N,), and the SHA-256 of the weights that the logits are of."""
     source = _same_data(run, data)
-    device = choose_device(run.recipe.device.model_copy(update={"name": "auto"}))
+    device = choose_device(run.recipe.device.model_copy(update={"name": device_name}))
     model, preparation, weights_sha256 = _load_network(run, weights, str(device))
     if _opened_split(run, split) == "test":
         source.check_has("test")
