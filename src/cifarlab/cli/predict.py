@@ -175,7 +175,9 @@ def _print_prediction(console: Console, prediction: Prediction, *, in_full: bool
     else:
         ranked = "  ".join(f"{r.class_name} {text.percent(r.probability)}" for r in prediction.predictions)
         note = f"  ({UNLIKE})" if prediction.unlike_training else ""
-        console.print(f"{path}  {ranked}{note}", markup=False)
+        console.file.write(
+            f"{path}  {ranked}{note}\n"
+        )  # thousands of plain lines: rich takes as long as the network
 
 
 def _failures(failed: list[str], n: int, *, are_in_report: bool) -> str:
