@@ -186,15 +186,14 @@ def test_a_mistake_is_one_line(
     assert list(in_empty_folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["evaluate", "resume"])
 def test_a_group_where_one_run_is_wanted_names_a_run(
-    capsys: pytest.CaptureFixture[str], in_empty_folder: Path, command: str
+    capsys: pytest.CaptureFixture[str], in_empty_folder: Path
 ) -> None:
     for seed in ("seed-1", "seed-0"):
         run = in_empty_folder / "group" / seed
         run.mkdir(parents=True)
         (run / "recipe.json").touch()
-    assert "it holds runs: give one of them, as group/seed-0\n" in mistake(capsys, command, "group")
+    assert "it holds runs: give one of them, as group/seed-0\n" in mistake(capsys, "resume", "group")
 
 
 def test_what_a_terminal_would_act_on_is_not_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -495,8 +494,8 @@ def test_evaluate(capsys: pytest.CaptureFixture[str], run: Run) -> None:
     assert again == 0
     assert "no picture was opened again" in note
     content = json.loads(document)
-    keys = ["run", "split", "weights", "n", "loss", "accuracy", "tta", "accuracy_with_tta", "tta_views"]
-    keys += ["classes", "confusion"]
+    keys = ["run", "split", "weights", "n", "loss", "accuracy", "macro_accuracy", "macro_f1"]
+    keys += ["tta", "accuracy_with_tta", "tta_views", "classes", "confusion"]
     assert list(content) == keys
     assert set(content["classes"][0]) == {"name", "precision", "recall", "f1", "n"}
     assert f"{100 * content['accuracy']:.2f} %" in out

@@ -60,8 +60,8 @@ def test_written_by_split_and_weights(run: Run) -> None:
     for result in results:
         assert content[result.split][result.weights] == json.loads(json.dumps(result.to_dict()))
         assert list(result.to_dict()) == [
-            *("run", "split", "weights", "n", "loss", "accuracy", "tta", "accuracy_with_tta", "tta_views"),
-            *("classes", "confusion"),
+            *("run", "split", "weights", "n", "loss", "accuracy", "macro_accuracy", "macro_f1"),
+            *("tta", "accuracy_with_tta", "tta_views", "classes", "confusion"),
         ]
     assert [result.n for result in results] == [2000, 2000, 600, 600]
     tensors = load_file(run.path / "logits-train.safetensors")

@@ -216,7 +216,7 @@ def test_upsampling_is_bilinear_and_makes_room() -> None:
 @pytest.fixture(scope="module")
 def frozen_run(keras_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job_module, "open_source", lambda *_: tiny_source(images=84))
+        patch.setattr(job_module, "open_source", lambda *_, **__: tiny_source(images=84))
         changes = {**TINY, "model.weights": str(keras_file), "data.preparation": "imagenet-bgr"}
         changes |= {"optimizer.learning_rate": 1e-4}
         out = tmp_path_factory.mktemp("frozen") / "run"

@@ -127,7 +127,7 @@ def test_any_number_of_classes_and_size_of_pictures(
 ) -> None:
     source = drawn_source(classes, height, width)
     for module in (job, evaluation):
-        monkeypatch.setattr(module, "open_source", lambda *_: source)
+        monkeypatch.setattr(module, "open_source", lambda *_, **__: source)
     changes = {"model": VGG(widths=(4,), dense=8), "epochs": 1, "data": Data(validation="none")}
     run = train(RECIPE.model_copy(update=changes), data="demo", out=tmp_path / "run")
     page = page_of(run, options=("--sample", "6"))
@@ -247,7 +247,7 @@ def test_labels_are_judged_out_of_fold_where_folds_exist(
 
     drawn = dataclasses.replace(source, read=read)
     for module in (job, evaluation, group_training):
-        monkeypatch.setattr(module, "open_source", lambda *_: drawn)
+        monkeypatch.setattr(module, "open_source", lambda *_, **__: drawn)
     changes = {"model": MLP(widths=(8,)), "epochs": 8, "data": Data(), "ema": EMA()}
     runs = train_group(RECIPE.model_copy(update=changes), folds=3, data="demo", out=tmp_path / "folds")
     for page in (page_of(runs[0]), page_of(*runs)):

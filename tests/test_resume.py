@@ -218,7 +218,7 @@ def test_resume_of_a_complete_run_changes_nothing(tmp_path: Path) -> None:
 
 def test_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_in(tmp_path / "run", RECIPE)
-    monkeypatch.setattr(job_module, "open_source", lambda *_: tiny_source(images=290))
+    monkeypatch.setattr(job_module, "open_source", lambda *_, **__: tiny_source(images=290))
     with pytest.raises(UserError, match="was trained on other data"):
         training.reopen(run.path)
 

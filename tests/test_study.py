@@ -36,7 +36,7 @@ set.epochs = 1
 @pytest.fixture(autouse=True)
 def _tiny_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_module, "open_source", tiny_source)
-    monkeypatch.setattr(data, "open_source", lambda *_: tiny_source())
+    monkeypatch.setattr(data, "open_source", lambda *_, **__: tiny_source())
 
 
 @pytest.fixture

@@ -370,7 +370,7 @@ def test_tune_prints_and_writes_a_report(
 ) -> None:
     import cifarlab.cli.tune as command
 
-    monkeypatch.setattr(command, "open_source", lambda *_: tiny_source())
+    monkeypatch.setattr(command, "open_source", lambda *_, **__: tiny_source())
     monkeypatch.chdir(tmp_path)
     Path("space.toml").write_text("batch_size = [32, 48]\n")
     small = ["--set", "model.widths=[4]", "--set", "data.validation_images=50", "--set", "device.threads=1"]
@@ -442,7 +442,7 @@ def test_lr_find_draws_and_suggests(
 ) -> None:
     import cifarlab.cli.tune as command
 
-    monkeypatch.setattr(command, "open_source", lambda *_: tiny_source())
+    monkeypatch.setattr(command, "open_source", lambda *_, **__: tiny_source())
     monkeypatch.chdir(tmp_path)
     small = ["--set", "model.widths=[4]", "--set", "data.validation_images=50", "--set", "device.threads=1"]
     assert main(["lr-find", "demo", "--data", "demo", *small, "--steps", "80", "--json"]) == 0
