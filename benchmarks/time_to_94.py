@@ -1,6 +1,6 @@
 """How long 94 % of CIFAR-10's test pictures takes: the recipe fast94 against the published method in plain PyTorch.
 
-    python benchmarks/time_to_94.py --data-dir DIR [--seeds 3]
+    python benchmarks/time_to_94.py --data-dir DIR [--seeds 0 1 2]
 
 Ours is `cifarlab train` and `cifarlab evaluate` as a user starts them, a process each. The published method is
 `airbench94_plain.py`, in float32 as a script is written for a CPU, and in bfloat16, near the half precision of the
@@ -9,6 +9,7 @@ schedule has three and five of these. See benchmarks/README.md.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -25,6 +26,7 @@ from keras_fit import RESULTS, processor
 PLAIN = Path(__file__).parent / "airbench94_plain.py"
 EPOCHS_OF_A_KIND = {"whitening bias trained": 3, "whitening bias frozen": 5}  # of the published 8
 GOAL = 0.94
+BASELINES = ("float32", "bfloat16")  # each after a run of ours
 
 
 def run(command: list[str]) -> tuple[list[dict[str, Any]], float]:
@@ -64,6 +66,12 @@ def summary(values: list[float]) -> dict[str, float | None]:
     return {"n": len(values), "mean": statistics.mean(values), "deviation": deviation}
 
 
+def printed(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Runs of ours and of the published method, from the lines that an earlier run of this script printed."""
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.startswith("{")]
+    return [each for each in lines if "seed" in each], [each for each in lines if "precision" in each]
+
+
 def print_table(document: dict[str, Any]) -> None:
     mine, times = document["summary"], document["train_seconds"]
     with_views, without = mine["test_accuracy_with_tta"], mine["test_accuracy"]
@@ -86,20 +94,24 @@ def main() -> None:
     )
     parser.add_argument("--data-dir")
     parser.add_argument("--recipe", default="fast94")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--baselines", nargs="*", choices=BASELINES, default=list(BASELINES))
+    parser.add_argument(
+        "--cut-off", type=Path, help="what a run that was cut off printed: it is gone on with"
+    )
     parser.add_argument("--runs", type=Path, help="keep the runs here; default: they are deleted")
     parser.add_argument("--out", type=Path, default=RESULTS / "time_to_94.json")
     options = parser.parse_args()
     data = ["--data-dir", options.data_dir] if options.data_dir else []
     load_before = os.getloadavg()
+    runs, published_runs = printed(options.cut_off) if options.cut_off else ([], [])
     with tempfile.TemporaryDirectory() as folder:
         kept = options.runs or Path(folder)
-        baselines = {1: "float32", 2: "bfloat16"}  # each after that many runs of ours
-        runs, published_runs = [], []
-        for seed in range(options.seeds):
-            runs.append(ours(options.recipe, seed, kept / f"seed-{seed}", data))
-            print(json.dumps(runs[-1]), file=sys.stderr)
-            if precision := baselines.pop(seed + 1, None):
+        for seed, precision in itertools.zip_longest(options.seeds, options.baselines):
+            if seed is not None:
+                runs.append(ours(options.recipe, seed, kept / f"seed-{seed}", data))
+                print(json.dumps(runs[-1]), file=sys.stderr)
+            if precision is not None:
                 published_runs.append(published(precision, data))
                 print(json.dumps(published_runs[-1]), file=sys.stderr)
     keys = ("test_accuracy", "test_accuracy_with_tta")
