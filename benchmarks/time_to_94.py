@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,24 +28,20 @@ GOAL = 0.94
 BASELINES = ("float32", "bfloat16")  # each after a run of ours
 
 
-def run(command: list[str]) -> tuple[list[dict[str, Any]], float]:
-    """The lines of JSON that a program prints, and the seconds it took from start to end."""
-    began = time.perf_counter()
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    seconds = time.perf_counter() - began
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")], seconds
+def output(command: list[str]) -> str:
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def ours(recipe: str, seed: int, out: Path, data: list[str]) -> dict[str, Any]:
+    """Train, unless `out` holds the finished run, and judge on the test set."""
     cifarlab = [sys.executable, "-m", "cifarlab.cli"]
-    train = [*cifarlab, "train", recipe, "--seed", str(seed), "--out", str(out), "--json", *data]
-    [trained], train_wall_seconds = run(train)
-    [judged], evaluate_wall_seconds = run([*cifarlab, "evaluate", str(out), "--json", *data])
+    if not out.exists():
+        output([*cifarlab, "train", recipe, "--seed", str(seed), "--out", str(out), *data])
+    judged = json.loads(output([*cifarlab, "evaluate", str(out), "--json", *data]))
+    last_epoch = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     return {
         "seed": seed,
-        "train_seconds": trained["elapsed_seconds"],
-        "train_wall_seconds": train_wall_seconds,
-        "evaluate_wall_seconds": evaluate_wall_seconds,
+        "train_seconds": last_epoch["elapsed_seconds"],
         "test_accuracy": judged["accuracy"],
         "test_accuracy_with_tta": judged["accuracy_with_tta"],
     }
@@ -55,8 +50,10 @@ def ours(recipe: str, seed: int, out: Path, data: list[str]) -> dict[str, Any]:
 def published(precision: str, data: list[str]) -> dict[str, Any]:
     """A whole epoch of each kind, and what the published number of them takes."""
     command = [sys.executable, str(PLAIN), "--precision", precision, *data]
-    lines, _ = run([*command, "--train-epochs", "2", "--whiten-bias-epochs", "1"])
-    seconds = dict(zip(EPOCHS_OF_A_KIND, (line["epoch_seconds"] for line in lines[:2]), strict=True))
+    lines = output([*command, "--train-epochs", "2", "--whiten-bias-epochs", "1"]).splitlines()
+    seconds = dict(
+        zip(EPOCHS_OF_A_KIND, (json.loads(line)["epoch_seconds"] for line in lines[:2]), strict=True)
+    )
     whole = sum(EPOCHS_OF_A_KIND[kind] * each for kind, each in seconds.items())
     return {"precision": precision, "epoch_seconds": seconds, "whole_train_seconds": whole}
 
@@ -99,7 +96,9 @@ def main() -> None:
     parser.add_argument(
         "--cut-off", type=Path, help="what a run that was cut off printed: it is gone on with"
     )
-    parser.add_argument("--runs", type=Path, help="keep the runs here; default: they are deleted")
+    parser.add_argument(
+        "--runs", type=Path, help="keep the runs here, and take those that are; default: deleted"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "time_to_94.json")
     options = parser.parse_args()
     data = ["--data-dir", options.data_dir] if options.data_dir else []
