@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cifarlab.data.splits import KINDS, largest_remainder, split_validation
+from cifarlab.data.splits import KINDS, hold_out, largest_remainder, split_validation
 from cifarlab.errors import UserError
 
 CIFAR_LIKE = np.tile(np.arange(10), 5_000)
@@ -163,3 +163,20 @@ def test_folds_that_cannot_be_made_say_why():
         split_validation(np.array([0] * 100 + [1] * 2), "fold", folds=3)
     with pytest.raises(UserError, match="fold 5: of 5 folds there are 0 to 4"):
         split_validation(CIFAR_LIKE, "fold", fold=5)
+
+
+def test_groups_larger_than_a_share_are_held_out_all_the_same():
+    """Bursts of five of each of three classes, of which a share of twelve is four: some of each class must be there."""
+    labels = np.repeat([0, 1, 2], 20)
+    bursts = np.arange(60) // 5
+    held_out = hold_out(labels, 12, 2020, bursts)
+    assert np.bincount(labels[held_out]).tolist() == [5, 5, 5]
+    assert not set(bursts[held_out]) & set(np.delete(bursts, held_out))
+    one_burst = np.where(labels == 0, 0, np.arange(60))
+    assert np.bincount(labels[hold_out(labels, 12, 2020, one_burst)], minlength=3).tolist() == [0, 4, 4]
+
+
+def test_classes_of_one_picture_again_and_again_cannot_be_validated():
+    labels = np.repeat([0, 1, 2], 20)
+    with pytest.raises(UserError, match="near duplicates of each other"):
+        split_validation(labels, "stratified", groups=labels)

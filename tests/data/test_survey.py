@@ -100,6 +100,15 @@ def test_duplicates_across_splits(tmp_path):
     assert problem.examples == ["test/b/5.png = train/b/2.png"]
 
 
+def test_a_class_of_one_picture_again_and_again(tmp_path):
+    make(tmp_path / "x", *(f"{name}/{n}.png" for name in "ab" for n in range(4)))
+    for n in range(4):
+        (tmp_path / f"x/a/{n}.png").write_bytes((tmp_path / "x/a/0.png").read_bytes())
+    found = surveyed(tmp_path / "x")
+    assert found.alike_classes == ["a"]
+    assert "1 class with one picture again and again" in found.problems[-1].line
+
+
 def test_uneven_and_small_classes(tmp_path):
     found = surveyed(make(tmp_path / "x", "few/1.png", *(f"many/{n}.png" for n in range(4))))
     assert [problem.line for problem in found.problems] == [

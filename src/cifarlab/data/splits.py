@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -63,7 +63,13 @@ def split_validation(
         return every[held_out:], every[:held_out]
     if kind == "last":
         return every[: len(every) - held_out], every[len(every) - held_out :]
-    return _cut(len(labels), hold_out(labels, held_out, seed, groups, classes, exactly=images is not None))
+    drawn = hold_out(labels, held_out, seed, groups, classes, exactly=images is not None)
+    if len(drawn) == 0:
+        raise UserError(
+            "the pictures of every class are near duplicates of each other, so that none can be held out to validate"
+            " on: add others, or set data.validation to none"
+        )
+    return _cut(len(labels), drawn)
 
 
 def _held_out(n: int, fraction: float, images: int | None) -> int:
@@ -90,8 +96,9 @@ def hold_out(
 ) -> np.ndarray:
     """About `held_out` of the indices of `labels` (N,), every class in proportion, drawn with `seed`.
 
-    Of a class with two pictures or more at least one is held out and one is left. Raises UserError for a class with
-    one, and, where it shall be `exactly` so many, for one with too few to share in them.
+    Of a class with two pictures or more at least one is held out and one is left, and of `groups` each as a whole: of
+    a class that is one group, nothing. Raises UserError for a class with one picture, and, where it shall be `exactly`
+    so many, for one with too few to share in them.
     """
     names, counts = np.unique(labels, return_counts=True)
     shares = largest_remainder(counts, held_out)
@@ -114,15 +121,27 @@ def hold_out(
 def _whole_groups(
     labels: np.ndarray, shares: dict[int, int], order: np.ndarray, groups: np.ndarray
 ) -> np.ndarray:
-    """Indices by whole groups, in `order`, each taken if it goes over no class's share."""
-    left = dict(shares)
+    """Indices by whole groups, in `order`, each taken if it goes over no class's share; then, of a class whose groups
+    are all larger than its share, the smallest that leaves some pictures of every class."""
+    everywhere, held_out = Counter(labels.tolist()), Counter[int]()
     taken: list[int] = []
-    for members in _members(groups, order):
+
+    def take(members: list[int], most: Mapping[int, int]) -> bool:
         needed = Counter(labels[members].tolist())
-        if all(left[label] >= n for label, n in needed.items()):
-            taken += members
-            for label, n in needed.items():
-                left[label] -= n
+        if any(held_out[label] + n > most[label] for label, n in needed.items()):
+            return False
+        held_out.update(needed)
+        taken.extend(members)
+        return True
+
+    found = _members(groups, order)
+    for members in found:
+        take(members, shares)
+    all_but_one = {label: n - 1 for label, n in everywhere.items()}
+    for label in shares:
+        if not held_out[label]:
+            of_class = [members for members in found if label in labels[members]]
+            next((members for members in sorted(of_class, key=len) if take(members, all_but_one)), None)
     return np.array(taken, np.int64)
 
 

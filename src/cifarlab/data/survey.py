@@ -58,6 +58,7 @@ class Survey:
         unreadable: [{path, reason}].
         exact_duplicates: files with the same bytes.
         near_duplicates: groups in which not all files have the same bytes.
+        alike_classes: those whose pictures, two or more, are all near duplicates of each other.
         label_clashes: classes whose names differ only in case, space or Unicode form.
         left_out: by reason, the files that are not among the pictures.
     """
@@ -72,6 +73,7 @@ class Survey:
     exact_duplicates: Duplicates
     near_duplicates: Duplicates
     empty_classes: list[str]
+    alike_classes: list[str]
     label_clashes: list[list[str]]
     left_out: dict[str, list[str]]
 
@@ -106,6 +108,7 @@ def survey(listing: Listing, decoded: Decoded) -> Survey:
         exact_duplicates=_duplicates(listing, exact),
         near_duplicates=_duplicates(listing, decoded.groups, exact),
         empty_classes=list(listing.empty_classes),
+        alike_classes=_alike_classes(listing, decoded.groups[read], read),
         label_clashes=label_clashes((*listing.classes, *listing.empty_classes)),
         left_out=dict(left_out),
     )
@@ -162,6 +165,16 @@ def _sizes(sizes: np.ndarray) -> dict[str, Any]:
     return {"smallest": smallest, "median": median, "largest": largest, "different": different}
 
 
+def _alike_classes(listing: Listing, groups: np.ndarray, read: np.ndarray) -> list[str]:
+    labels = np.array([entry.label for entry in listing.entries], np.int64)[read]
+    of_class = (groups[labels == label] for label in range(len(listing.classes)))
+    return [
+        name
+        for name, found in zip(listing.classes, of_class, strict=True)
+        if len(found) > 1 and len(np.unique(found)) == 1
+    ]
+
+
 def _duplicates(listing: Listing, groups: np.ndarray, exact: np.ndarray | None = None) -> Duplicates:
     """The groups of two or more; where `exact` is given, those that are not of the same bytes throughout."""
     order = np.argsort(groups, kind="stable")
@@ -197,6 +210,12 @@ def _problems(found: Survey) -> Iterator[Problem | None]:
     yield from _balance(found)
     yield _told(found.exact_duplicates, "the same file more than once", "files")
     yield _told(found.near_duplicates, "nearly the same picture more than once", "pictures")
+    if found.alike_classes:
+        line = "near duplicates stay together, so that none is held out to judge by"
+        yield Problem(
+            f"{_classes(len(found.alike_classes))} with one picture again and again: {line}",
+            found.alike_classes,
+        )
     for reason, names in found.left_out.items():
         yield Problem(f"{count(len(names), 'file')} left out: {reason}", names)
 
