@@ -1,5 +1,6 @@
 """A folder of runs as a table: one row for each group, from what the runs have recorded. Nothing is evaluated."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -179,12 +180,15 @@ def _count_parameters(run: Run) -> int | None:
 
 # The page
 
-COLUMNS: tuple[tuple[str, str, Callable[[Entry], tuple[str, float | str | None]]], ...] = (
-    ("Recipe", "text", lambda entry: (f"{entry.name}{' †' if entry.saw_test else ''}", entry.name.lower())),
+WITH_VIEWS = "With test-time views"
+BREAKS = re.compile(r"(=|[._](?=[a-z]))")
+Column = tuple[str, str, Callable[[Entry], tuple[str, float | str | None]]]
+COLUMNS: tuple[Column, ...] = (
+    ("Recipe", "text", lambda entry: (f"{entry.recipe}{' †' if entry.saw_test else ''}", entry.name.lower())),
     ("Data", "text", lambda entry: (entry.data, entry.data)),
     ("Runs", "number", lambda entry: (_n_text(entry), entry.test.n if entry.test else 0)),
     ("Test accuracy", "number", lambda entry: _mean_cell(entry.test)),
-    ("With test-time views", "number", lambda entry: _tta_cell(entry)),
+    (WITH_VIEWS, "number", lambda entry: _tta_cell(entry)),
     ("95 % interval", "number", lambda entry: _interval_cell(entry.test)),
     ("Validation", "number", lambda entry: _mean_cell(entry.validation)),
     ("Epochs", "number", lambda entry: (epochs_text(entry), entry.epochs)),
@@ -205,12 +209,17 @@ COLUMNS: tuple[tuple[str, str, Callable[[Entry], tuple[str, float | str | None]]
 def page(entries: Sequence[Entry], title: str) -> str:
     """One HTML page that needs nothing else: sortable, to be filtered, light and dark."""
     template = Template((files("cifarlab") / "leaderboard.html").read_text("utf-8"))
+    columns = [
+        column
+        for column in COLUMNS
+        if column[0] != WITH_VIEWS or any(entry.test_with_tta is not None for entry in entries)
+    ]
     heads = "".join(
         f'<th scope="col" class="{kind}"><button type="button" data-column="{number}">{name}</button></th>'
-        for number, (name, kind, _) in enumerate(COLUMNS)
+        for number, (name, kind, _) in enumerate(columns)
     )
     options = "".join(
-        f'<option value="{number}">{name}</option>' for number, (name, _, _) in enumerate(COLUMNS)
+        f'<option value="{number}">{name}</option>' for number, (name, _, _) in enumerate(columns)
     )
     data = "".join(
         f"<option>{escape(name)}</option>" for name in dict.fromkeys(entry.data for entry in entries)
@@ -220,24 +229,33 @@ def page(entries: Sequence[Entry], title: str) -> str:
         heads=heads,
         sort_options=options,
         data_options=data,
-        rows="\n".join(_row(entry) for entry in entries),
+        rows="\n".join(_row(entry, columns) for entry in entries),
         count=len(entries),
     )
 
 
-def _row(entry: Entry) -> str:
+def _row(entry: Entry, columns: Sequence[Column]) -> str:
     cells = []
-    for number, (name, kind, value) in enumerate(COLUMNS):
+    for number, (name, kind, value) in enumerate(columns):
         shown, key = value(entry)
         tag = 'th scope="row"' if number == 0 else "td"
         sort = "" if key is None else escape(str(key), quote=True)
         hint = ' title="validated on the test set while it trained"' if number == 0 and entry.saw_test else ""
+        content = escape(shown) + (_fields(entry) if number == 0 else "")
         closing = tag.split()[0]
         cells.append(
-            f'<{tag} class="{kind}" data-label="{name}" data-key="{sort}"{hint}>{escape(shown)}</{closing}>'
+            f'<{tag} class="{kind}" data-label="{name}" data-key="{sort}"{hint}>{content}</{closing}>'
         )
     saw_test = " saw-test" if entry.saw_test else ""
     return f'<tr class="entry{saw_test}" data-data="{escape(entry.data, quote=True)}">{"".join(cells)}</tr>'
+
+
+def _fields(entry: Entry) -> str:
+    """Below the recipe's name; lines may end after a part of a field's name, not within a number."""
+    if not entry.fields:
+        return ""
+    content = BREAKS.sub(r"\1<wbr>", escape(entry.fields))
+    return f'<span class="fields">{content}</span>'
 
 
 def epochs_text(entry: Entry) -> str:
