@@ -83,6 +83,10 @@ def test_labels_may_be_names_numbers_or_places() -> None:
         images, ["cow", "ant", "cow", "bee"], classes=["ant", "bee", "cow"], test=(images[:1], [2])
     )
     assert named.checksum == source.checksum
+    for kind in (object, bytes):  # as pandas and HDF5 give names
+        other = np.array(["cow", "ant", "cow", "bee"]).astype(kind)
+        again = from_arrays(images, other, test=(images[:1], other[:1]))
+        assert again.classes == ("ant", "bee", "cow") and again.load("test").labels.tolist() == [2]
     numbers = from_arrays(images, [7, 3, 7, 12], test=(images[:2], [12, 3]))
     assert numbers.load("test").labels.tolist() == [2, 0]
 

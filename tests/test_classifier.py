@@ -138,6 +138,14 @@ def test_a_convolutional_recipe_with_a_run_that_is_kept(digits, tmp_path: Path) 
     assert started.score(pictures, y) >= kept.score(pictures, y) - 0.05
 
 
+def test_a_recipe_may_ask_for_another_size(digits) -> None:
+    X, y = digits
+    overrides = {"input.size": 32, "input.fit": "letterbox"}
+    sized = CifarlabClassifier(CONVOLUTIONS, overrides=overrides, epochs=1).fit(X.reshape(-1, 8, 8), y)
+    assert sized.preparation_.height == 32
+    assert np.allclose(sized.predict_proba(X.reshape(-1, 8, 8)[:3]).sum(axis=1), 1)
+
+
 def test_mistakes_are_told_in_one_line(digits, fitted) -> None:
     X, y = digits
     with pytest.raises(NotFittedError):

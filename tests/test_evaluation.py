@@ -23,6 +23,19 @@ def stored(run: Run) -> dict:
     return json.loads((run.path / "evaluation.json").read_text())
 
 
+@pytest.mark.parametrize("command", ["evaluate", "report", "predict"])
+def test_a_record_says_that_it_has_no_weights(
+    command: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cifarlab.cli import main
+
+    run.keep_record_only()
+    (tmp_path / "picture.png").touch()
+    arguments = [str(tmp_path / "picture.png")] if command == "predict" else []
+    assert main([command, str(run.path), *arguments]) == 2
+    assert f"error: {run.path} is a record: its figures are kept" in capsys.readouterr().err
+
+
 def test_validation_figures_are_those_of_training(run: Run) -> None:
     last = run.metrics[-1]
     result = evaluate(run, split="validation", weights="last")

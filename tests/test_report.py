@@ -259,3 +259,10 @@ def test_labels_are_judged_out_of_fold_where_folds_exist(
             assert [told["by"]] == [run.path.name for run in held_out]
             assert told["r"][0]["p"][0][0] != told["t"] and f'data-picture="train-{index}"' in part
         assert sorted(map(int, re.findall(r'alt="picture (\d+), labelled', part))) == wrong
+
+
+@pytest.mark.parametrize("value", [0.0, 0.2, 7.5])
+def test_the_same_value_throughout_has_no_axis_below_zero(value: float) -> None:
+    series = charts.Series("a", (1.0, 2.0), (value, value))
+    chart = charts.line_chart("a chart", [series], x_label="x", y_label="y")
+    assert not any(word.startswith(("-", "\N{MINUS SIGN}")) for _, word in chart.y_ticks)

@@ -183,6 +183,17 @@ def test_stopped_it_says_that_the_same_command_goes_on(tmp_path: Path) -> None:
     assert report["cost"]["trials"] == 1
 
 
+def test_a_mistake_of_ours_is_not_taken_for_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_args: Any, **_options: Any) -> None:
+        raise ValueError("a mistake")
+
+    monkeypatch.setattr(tuning, "fit", fails)
+    with pytest.raises(ValueError, match="a mistake"):
+        carry_out(tmp_path / "x")
+
+
 def test_two_processes_share_one_search(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=carry_out, args=(tmp_path / "shared",)) for _ in range(2)]

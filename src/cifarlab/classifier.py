@@ -99,9 +99,17 @@ class CifarlabClassifier(ClassifierMixin, BaseEstimator):
         """float64 (n, classes): probabilities, in the order of `classes_`."""
         import torch
 
+        from cifarlab.data.sources import resized
+
         check_is_fitted(self)
         X, _ = self._checked(X)
-        images = torch.from_numpy(self._pictures(X)).permute(0, 3, 1, 2)
+        pictures = self._pictures(X)
+        if pictures.shape[1:3] != (
+            self.preparation_.height,
+            self.preparation_.width,
+        ):  # the recipe's input.size
+            pictures = resized(pictures, self.preparation_.height, self.preparation_.fit)
+        images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
         device = next(self.network_.parameters()).device
         with torch.inference_mode():
             logits = [

@@ -161,6 +161,7 @@ def judged_before(
     """
     _check_choice("split", split, get_args(SplitName))
     chosen = weights or run.default_weights
+    run.load_weights(chosen)  # type: ignore[arg-type]  # says what is wrong with them
     if _opened_split(run, split) == "test" and stored_answers(run, split, chosen) is None:
         option = f" --weights {weights}" if weights else ""
         raise UserError(

@@ -265,6 +265,8 @@ class Run:
                 f"{self.path} keeps no best weights: with data.validation={self.recipe.data.validation} nothing is"
                 " chosen by validation loss; use the last"
             )
+        if self.is_record:
+            return f"{self.path} is a record: its figures are kept, and its weights are not"
         return f"{self.path} has no {weights} weights yet: `cifarlab resume {self.path}` goes on with its training"
 
     # Training: one writer at a time

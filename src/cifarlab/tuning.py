@@ -429,10 +429,10 @@ def _work(
 
 
 def _train_one(worker: Worker, study: optuna.Study, train: Callable[[Trial], float]) -> None:
-    number = -1
+    number, of_training = -1, None
 
     def objective(trial: Trial) -> float:
-        nonlocal number
+        nonlocal number, of_training
         number = trial.number
         trial.set_user_attr("worker", worker.identity)
         try:
@@ -440,14 +440,17 @@ def _train_one(worker: Worker, study: optuna.Study, train: Callable[[Trial], flo
         except (Interrupted, UserError):
             trial.set_user_attr("stopped", True)
             raise
+        except ValueError as error:
+            of_training = error
+            raise
 
     try:
         study.optimize(objective, n_trials=1, catch=(_CannotTrain, _NotNeeded))
     except Interrupted:
         _take_over(worker, study)
         raise _stopped(worker) from None
-    except ValueError:
-        if number < 0 or not _is_cut_off(study.get_trials(deepcopy=False)[number]):
+    except ValueError as error:  # Optuna's, of a trial that ended meanwhile
+        if error is of_training or number < 0 or not _is_cut_off(study.get_trials(deepcopy=False)[number]):
             raise
         worker.show("this process was held up for so long that another has taken over its training")
 

@@ -41,6 +41,17 @@ def _decode(folder: Path, size: int = 32, fit="squash") -> tuple[Decoded, int]:
     return result, calls[-1][0] if calls else 0
 
 
+def test_another_process_may_be_faster(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same pictures elsewhere: its cache appears between looking for it and renaming ours to it."""
+    _decode(folder)
+    shutil.copytree(folder, folder.with_name("copy"))
+    (content,) = (path for path in cache.iterdir() if path.is_dir())
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path, **how: path != content and exists(path, **how))
+    assert len(_decode(folder.with_name("copy"))[0].pixels) == 9
+    assert not list(cache.glob(".*.tmp"))
+
+
 @pytest.mark.parametrize("fit", FITS)
 def test_every_picture_is_what_prediction_would_read(folder: Path, fit) -> None:
     result, _ = _decode(folder, 48, fit)

@@ -84,6 +84,8 @@ def test_class_names(tmp_path):
             {"images": RGB, "labels": LABELS, "classes": np.array(["a", "b"])},
             "labels[3] is 10, and there are 2",
         ),
+        ({"images": RGB, "labels": LABELS, "classes": np.array(2)}, "classes is int64 (); a list of names"),
+        ({"images": RGB, "labels": LABELS, "classes": np.array(["a", "a"])}, "each of them once"),
         ({"images": RGB[:0], "labels": LABELS[:0]}, "its arrays are empty"),
         ({"images": RGB, "labels": LABELS, "x_test": RGB, "y_test": LABELS}, "with a split and without"),
     ],

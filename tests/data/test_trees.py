@@ -147,6 +147,17 @@ def test_a_damaged_member(tmp_path):
     assert tree.read("cat/2.png") == b"another one"
 
 
+def test_a_damaged_member_is_told_whatever_its_compression(tmp_path):
+    for compression in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        path = tmp_path / f"{compression}.zip"
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            archive.writestr("1.png", bytes(range(256)) * 20)
+        data = bytearray(path.read_bytes())
+        data[40:80] = bytes(value ^ 0x5A for value in data[40:80])
+        path.write_bytes(data)
+        assert refusal(open_zip(path).read, "1.png").startswith("1.png cannot be read: ")
+
+
 def test_a_member_that_would_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(trees, "LARGEST_FILE_BYTES", 1 << 20)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:

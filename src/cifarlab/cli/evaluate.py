@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -147,25 +148,32 @@ def _print_result(console: Console, result: Evaluation, data: str) -> None:
         )
         console.print(f"macro F1  {text.percent(result.macro_f1, 2)}")
     console.print(f"loss      {text.number(result.loss)}\n")
-    width = max(len("class"), *(len(each.name) for each in result.classes))
+    from rich.cells import cell_len, set_cell_size
+
+    names = [text.one_line(each.name) for each in result.classes]
+    width = max(cell_len(name) for name in ("class", *names))
     console.print(f"{'class':{width}}  precision   recall       F1  pictures", style="dim")
-    for each in result.classes:
+    names = [set_cell_size(name, width) for name in names]
+    for name, each in zip(names, result.classes, strict=True):
         figures = "".join(f"{text.percent(value):>9}" for value in (each.precision, each.recall, each.f1))
-        console.print(f"{each.name:{width}}  {figures}  {each.n:8,}", markup=False)
+        console.print(f"{name}  {figures}  {each.n:8,}", markup=False)
     console.print()
     if len(result.classes) <= LARGEST_MATRIX:
-        _print_confusion(console, result, width)
+        _print_confusion(console, names, result.confusion)
 
 
-def _print_confusion(console: Console, result: Evaluation, width: int) -> None:
+def _print_confusion(console: Console, names: Sequence[str], confusion: Sequence[Sequence[int]]) -> None:
+    """`names` are all of one width."""
+    from rich.cells import cell_len, set_cell_size
     from rich.text import Text
 
-    cell = max(5, *(len(str(n)) + 1 for row in result.confusion for n in row))
-    names = [each.name[: cell - 1] for each in result.classes]
+    cell = max(5, *(len(str(n)) + 1 for row in confusion for n in row))
+    heads = [set_cell_size(name, cell - 1).rstrip() for name in names]
+    head = "".join(" " * (cell - cell_len(name)) + name for name in heads)
     console.print("confusion: a row is the true class, a column what it was taken for", style="dim")
-    console.print(" " * width + " " + "".join(f"{name:>{cell}}" for name in names), style="dim", markup=False)
-    for true, (each, row) in enumerate(zip(result.classes, result.confusion, strict=True)):
-        line = Text(f"{each.name:{width}} ")
+    console.print(" " * (cell_len(names[0]) + 1) + head, style="dim", markup=False)
+    for true, (name, row) in enumerate(zip(names, confusion, strict=True)):
+        line = Text(f"{name} ")
         for predicted, n in enumerate(row):
             style = "bold" if predicted == true else "" if n else "dim"
             line.append(f"{n if n else '·':>{cell}}", style)

@@ -160,20 +160,24 @@ def _watched(predictor: Predictor, pictures: list[Path], top: int, *, is_shown: 
 
 
 def _print_prediction(console: Console, prediction: Prediction, *, in_full: bool) -> None:
+    from rich.cells import cell_len, set_cell_size
+
     from cifarlab.prediction import UNLIKE
 
     path = text.one_line(prediction.path or "")
+    names = [text.one_line(ranked.class_name) for ranked in prediction.predictions]
     if in_full:
         console.print(path, markup=False, style="bold")
         if prediction.unlike_training:
             console.print(f"  {UNLIKE}: its class is a guess", markup=False, style="yellow")
-        width = max(len(ranked.class_name) for ranked in prediction.predictions)
-        for ranked in prediction.predictions:
+        width = max(cell_len(name) for name in names)
+        for name, ranked in zip(names, prediction.predictions, strict=True):
             value = f"{text.percent(ranked.probability):>8}"
-            line = f"  {ranked.class_name:{width}} {value}  {text.bar(ranked.probability, BAR_WIDTH)}"
+            line = f"  {set_cell_size(name, width)} {value}  {text.bar(ranked.probability, BAR_WIDTH)}"
             console.print(line, markup=False)
     else:
-        ranked = "  ".join(f"{r.class_name} {text.percent(r.probability)}" for r in prediction.predictions)
+        values = [text.percent(ranked.probability) for ranked in prediction.predictions]
+        ranked = "  ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
         note = f"  ({UNLIKE})" if prediction.unlike_training else ""
         console.file.write(
             f"{path}  {ranked}{note}\n"

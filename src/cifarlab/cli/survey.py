@@ -28,14 +28,14 @@ def show_survey(
     """List, decode where that is not done yet, and print what there is and what is wrong."""
     from cifarlab.data.decoded import decode
     from cifarlab.data.listing import Reading, list_pictures
-    from cifarlab.data.sources import PICTURE_FILES_PIXELS
+    from cifarlab.data.sources import PICTURE_FILES_PIXELS, name_of_pictures
     from cifarlab.data.survey import survey
 
     listing = list_pictures(path, Reading(labels_from))
     with decoding_progress() as progress:
         found = survey(listing, decode(listing, PICTURE_FILES_PIXELS, "squash", progress))
     if as_json:
-        screen.write_json({"name": path.stem if path.is_file() else path.name, **found.to_dict()})
+        screen.write_json({"name": name_of_pictures(path), **found.to_dict()})
     else:
         _print(screen.open_console(), found)
     if figure is not None:

@@ -43,14 +43,13 @@ def from_arrays(
         UserError: when the arrays are not such, do not fit each other, or have fewer than two classes.
     """
     pictures = as_pictures(images, "images")
-    named = np.asarray(labels)
-    _check_labels(named, len(pictures), "labels")
+    named = _as_labels(labels, len(pictures), "labels")
     names, indices = _classes(named, classes)
     if len(names) < 2:
         raise UserError(f"labels should have two classes or more, {len(names)} given")
     content: dict[SplitName, Split] = {"train": Split(pictures, indices)}
     if test is not None:
-        content["test"] = _test_split(test, pictures.shape, named, names, classes)
+        content["test"] = _test_split(test, pictures.shape, names, classes)
 
     def read(split: SplitName) -> Split:
         return content[split]
@@ -148,13 +147,20 @@ def _how_to_convert(array: np.ndarray) -> str:
     return ""
 
 
-def _check_labels(labels: np.ndarray, n: int, what: str) -> None:
-    if labels.ndim != 1 or labels.dtype.kind not in "iubUS":
+def _as_labels(given: Any, n: int, what: str) -> np.ndarray:
+    """(n,) numbers or str: names may also be bytes in UTF-8, or objects, as pandas has them."""
+    labels = np.asarray(given)
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf-8", "replace")
+    elif labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels.flat):
+        labels = labels.astype(str)
+    if labels.ndim != 1 or labels.dtype.kind not in "iubU":
         raise UserError(
             f"{what} should be numbers or names, one for each picture, {labels.dtype} {labels.shape} given"
         )
     if len(labels) != n:
         raise UserError(f"there are {n:,} images and {len(labels):,} {what}")
+    return labels
 
 
 def _classes(labels: np.ndarray, classes: Sequence[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
@@ -186,12 +192,11 @@ def _places(labels: np.ndarray, names: tuple[str, ...], what: str) -> np.ndarray
 def _test_split(
     test: tuple[Any, Any],
     shape: tuple[int, ...],
-    train_labels: np.ndarray,
     names: tuple[str, ...],
     classes: Sequence[str] | None,
 ) -> Split:
-    images, labels = as_pictures(test[0], "test images"), np.asarray(test[1])
-    _check_labels(labels, len(images), "test labels")
+    images = as_pictures(test[0], "test images")
+    labels = _as_labels(test[1], len(images), "test labels")
     if images.shape[1:] != shape[1:]:
         raise UserError(f"test images are {images.shape[1:3]}, and those to train on {shape[1:3]}")
     if classes is None:  # classes are the values that training pictures have

@@ -9,6 +9,7 @@ unchanged files are not read again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -196,8 +197,11 @@ def _take_its_place(unfinished: Path, folder: Path) -> None:
         if _open(folder) is not None:
             return
         shutil.rmtree(folder)
-    with contextlib.suppress(FileExistsError):
+    try:
         unfinished.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # else another process was faster
+            raise
     sync_folder(folder.parent)
 
 

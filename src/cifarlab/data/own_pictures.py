@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,17 @@ from typing import Any
 import numpy as np
 
 from cifarlab import text
-from cifarlab.data.decoded import Decoded, decode
+from cifarlab.data.decoded import Decoded, Progress, decode
 from cifarlab.data.listing import Entry, Listing, Reading, check_trainable, list_pictures
 from cifarlab.data.mapped import from_cache
 from cifarlab.data.sources import PICTURE_FILES_PIXELS, Source, Split, SplitName, name_of_pictures
 from cifarlab.data.splits import hold_out
-from cifarlab.data.survey import survey
+from cifarlab.data.survey import FEWEST, survey
 from cifarlab.errors import UserError
 from cifarlab.pictures import Fit
 
 TEST_FRACTION = 0.2
 TEST_SEED = 2020
-FEWEST = 3  # pictures of a class: to train on, to validate on, to test on
-
-Progress = Callable[[int, int], None]
 
 
 def open_pictures(

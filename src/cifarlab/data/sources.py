@@ -98,18 +98,24 @@ class Source:
             return self if wanted == self.decoded_at else self.at_size(*wanted)
         if size_pixels is None:
             return self
-        return replace(self, read=lambda split: _resized(self.read(split), size_pixels, fit))
+
+        def read(name: SplitName) -> Split:
+            split = self.read(name)
+            return Split(resized(split.images, size_pixels, fit), split.labels)
+
+        return replace(self, read=read)
 
 
-def _resized(split: Split, size_pixels: int, fit: Fit) -> Split:
+def resized(images: Pictures, size_pixels: int, fit: Fit) -> np.ndarray:
+    """uint8 (N, H, W, 3) at `size_pixels` a side, as picture files come to it."""
     from PIL import Image
 
     from cifarlab.pictures import read_picture
 
-    images = np.empty((len(split.labels), size_pixels, size_pixels, 3), np.uint8)
-    for place in range(len(images)):
-        images[place] = read_picture(Image.fromarray(split.images[place]), size_pixels, size_pixels, fit)
-    return Split(images, split.labels)
+    sized = np.empty((len(images), size_pixels, size_pixels, 3), np.uint8)
+    for place in range(len(sized)):
+        sized[place] = read_picture(Image.fromarray(images[place]), size_pixels, size_pixels, fit)
+    return sized
 
 
 def open_source(

@@ -7,6 +7,7 @@ Names have `/` between their parts and are valid Unicode. What systems leave beh
 from __future__ import annotations
 
 import contextlib
+import lzma
 import os
 import stat
 import zipfile
@@ -118,6 +119,7 @@ class Zip:
         except (
             zipfile.BadZipFile,
             zlib.error,
+            lzma.LZMAError,
             EOFError,
             NotImplementedError,
             RuntimeError,

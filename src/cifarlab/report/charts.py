@@ -134,6 +134,8 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
     if not values:
         return 0.0, 1.0
     low, high = min(values), max(values)
+    if low == high:
+        return (0.0, 2 * low) if low > 0 else (low, low + 1.0)
     margin = 0.05 * (high - low)
     return _widened(0.0 if 0 <= low <= high / 2 else low - margin, high + margin)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 
 from cifarlab import text
 from cifarlab.data.listing import SPLIT_NAMES, Entry, Listing, SplitName, ordered_classes
+from cifarlab.data.mapped import memory_bytes
 from cifarlab.errors import UserError, one_of
 
 PAIRS = (("images", "labels"), ("x", "y"), ("X", "y"), ("data", "labels"))
@@ -83,7 +83,7 @@ def list_npz(path: Path) -> Listing:
         raise UserError(
             f"{path} has pictures with a split and without: {one_of([p[0] for p in pairs], 'and')}"
         )
-    names = next((stored[name] for name in CLASS_NAMES if name in stored), None)
+    names = _class_names(path, stored)
     found: list[tuple[str, str, SplitName | None]] = []
     for images, labels, split in pairs:
         _check_images(path, images, stored[images])
@@ -109,14 +109,25 @@ def list_npz(path: Path) -> Listing:
 def _load(path: Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         needed_bytes = sum(info.file_size for info in archive.infolist())
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed_bytes > memory_bytes:
+    if needed_bytes > memory_bytes():
         raise UserError(
-            f"{path} holds {text.size(needed_bytes)}, and this machine has {text.size(memory_bytes)} of memory: write"
+            f"{path} holds {text.size(needed_bytes)}, and this machine has {text.size(memory_bytes())} of memory: write"
             " the pictures as files"
         )
     with np.load(path, allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}
+
+
+def _class_names(path: Path, stored: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    name = next((name for name in CLASS_NAMES if name in stored), None)
+    if name is None:
+        return None
+    names = stored[name]
+    if names.ndim != 1 or len(set(names.tolist())) < len(names):
+        raise UserError(
+            f"{path}: {name} is {names.dtype} {names.shape}; a list of names is needed, each of them once"
+        )
+    return names
 
 
 def _pairs(stored: Mapping[str, np.ndarray]) -> list[tuple[str, str, SplitName | None]]:
