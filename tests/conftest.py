@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
@@ -15,6 +16,10 @@ from cifarlab.run import Run
 
 if TYPE_CHECKING:
     from tests.report_pages import Page
+
+# A busy machine takes long over an example now and then: that is no failure.
+settings.register_profile("without deadline", deadline=None)
+settings.load_profile("without deadline")
 
 SMALL = {
     "model.widths": [4, 8],

@@ -275,7 +275,7 @@ def saved(tmp_path_factory) -> dict[str, bytes]:
 
 
 @given(data=st.data(), file=st.sampled_from(["a.keras", "a.weights.h5", "a.h5"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_file_cut_off_anywhere_is_one_clear_error(data, file, saved, tmp_path_factory):
     path = tmp_path_factory.mktemp("cut") / file
     content = saved[file]

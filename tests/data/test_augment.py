@@ -96,7 +96,7 @@ def test_flip_turns_left_to_right_and_back(rotated):
 
 
 @given(down=st.integers(-9, 9), right=st.integers(-9, 9), rotated=st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_whole_shift_moves_down_and_right_and_repeats_the_edge(down, right, rotated):
     image = noise(1, 8, 11)
     shift = {"shift_y": torch.tensor([float(down)]), "shift_x": torch.tensor([float(right)])}
@@ -125,7 +125,7 @@ def test_scale_above_one_shows_more_of_the_scene():
     size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     seed=st.integers(0, 2**63 - 1),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_values_stay_in_the_range_of_the_picture(shift, rotation, zoom, size, seed):
     images = noise(3, *size, seed=seed)
     draws = draw(Augment(shift=shift, rotation=rotation, zoom=zoom, flip=0.5), 3, *size, seed=seed)

@@ -51,7 +51,7 @@ def test_files_of_the_same_bytes_are_one_group_whatever_is_in_them() -> None:
     assert near_groups(pixels, sha256, difference_hashes(pixels), readable).tolist() == [0, 1, 0, 3, 4]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32), st.integers(2, 60))
 def test_every_pair_within_the_distance_is_found(seed: int, n: int) -> None:
     generator = np.random.default_rng(seed)
