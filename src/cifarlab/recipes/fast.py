@@ -24,7 +24,7 @@ AIRBENCH94 = Recipe(
     epochs=8,
 )
 
-# Pixels a side: 16, twice 20, twice 24, four times 28, then 32. A picture of 16 costs a fifth of one of 32.
+# Pixels a side: 16, twice 20, twice 24, four times 28, then 32. An epoch of 16 costs about a quarter of one of 32.
 GROWING = (0.5, *[0.625] * 2, *[0.75] * 2, *[0.875] * 4, 1.0)
 
 
