@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
 import cifarlab
+from cifarlab.calibration import calibrate
 from cifarlab.cli import main
 from cifarlab.data import Source, from_arrays, from_dataset, from_folder
 from cifarlab.errors import UserError
@@ -70,6 +71,9 @@ def test_without_test_pictures_validation_judges(content, tmp_path: Path) -> Non
     run = cifarlab.train(SHORT, data=source, out=tmp_path / "run", overrides={"epochs": 1})
     with pytest.raises(UserError, match="arrays has no test pictures"):
         cifarlab.evaluate(run, data=source)
+    with pytest.raises(UserError, match="give the same source again"):
+        calibrate(run)
+    assert calibrate(run, data=source)["n"] == 32
     assert cifarlab.evaluate(run, data=source, split="validation").n == 32
 
 

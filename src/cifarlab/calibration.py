@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
+from cifarlab.data import Source
 from cifarlab.errors import UserError
 from cifarlab.evaluation import evaluate, load_answers
 from cifarlab.familiarity import Rule, score, threshold_at
@@ -77,13 +78,18 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def calibrate(
-    run: Run | str | Path, *, false_alarms: float = FALSE_ALARMS, data_dir: str | Path | None = None
+    run: Run | str | Path,
+    *,
+    false_alarms: float = FALSE_ALARMS,
+    data: Source | None = None,
+    data_dir: str | Path | None = None,
 ) -> dict[str, Any]:
     """Fit a run's temperature, and when a picture is unlike its training pictures, on its validation pictures.
 
     Both are written to the run's calibration.json, and prediction goes by them: {weights, weights_sha256, split, n,
     temperature, expected_calibration_error: {before, after}, rule, threshold, false_alarms}. They are of the weights
-    that the recipe names; the stored answers are used where `evaluate` has looked at validation before.
+    that the recipe names; the stored answers are used where `evaluate` has looked at validation before. `data` and
+    `data_dir` as for `evaluate`.
 
     Raises:
         UserError: when the run has no validation pictures to choose by, or `false_alarms` is not between 0 and 1.
@@ -97,7 +103,7 @@ def calibrate(
     if not 0 < false_alarms < 1:
         raise UserError(f"false alarms should be above 0 and below 1, {false_alarms:g} given")
     weights = run.default_weights
-    evaluate(run, split="validation", data_dir=data_dir)
+    evaluate(run, split="validation", data=data, data_dir=data_dir)
     logits, labels = (tensor.numpy() for tensor in load_answers(run, "validation", weights))
     if not np.isfinite(logits).all():
         raise UserError(

@@ -123,6 +123,10 @@ def test_a_moved_folder_is_found_by_data_dir_and_another_is_refused(
     draw(7).save(moved / "rose" / "000.png")
     with pytest.raises(UserError, match="was trained on other data"):
         resume(copied, epochs=4, data_dir=moved)
+    away = folder.rename(tmp_path / "away")
+    with pytest.raises(UserError, match="pictures are not at .* any more: --data-dir says where"):
+        resume(copied, epochs=4)
+    away.rename(folder)
     shutil.rmtree(moved)
     with pytest.raises(UserError, match="no such file or folder"):
         resume(copied, epochs=4, data_dir=moved)

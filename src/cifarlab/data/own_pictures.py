@@ -83,8 +83,14 @@ def reopen_pictures(
     fit: Fit,
     progress: Progress | None = None,
 ) -> Source:
-    """The pictures that a run's data.json speaks of; `data_dir` is where they are now, if they were moved."""
+    """The pictures that a run's data.json speaks of; `data_dir` is where they are now, if they were moved.
+
+    Raises:
+        UserError: as `open_pictures`, and where they are not at their place any more.
+    """
     path = data_dir or Path(run_data["location"])
+    if data_dir is None and not path.exists():
+        raise UserError(f"the run's pictures are not at {path} any more: --data-dir says where they are now")
     return open_pictures(path, Reading(**run_data["reading"]), size_pixels, fit, progress)
 
 
