@@ -11,6 +11,7 @@ from scipy.special import softmax
 
 from cifarlab import text
 from cifarlab.calibration import Calibration, fit_temperature, measure_calibration
+from cifarlab.data.mapped import Pictures
 from cifarlab.errors import UserError
 from cifarlab.evaluation import open_training_pictures
 from cifarlab.label_errors import find_label_errors
@@ -212,7 +213,7 @@ def doubtful_labels(judged: Judged, data_dir: str | Path | None) -> Doubtful:
 
 
 def _told_by_folds(
-    judged: Judged, answers: OutOfFold, images: np.ndarray, indices: Sequence[int]
+    judged: Judged, answers: OutOfFold, images: Pictures, indices: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
     """Answers and heat maps of training pictures, each by the fold that was not trained on it and has weights."""
     found = {}
