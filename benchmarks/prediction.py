@@ -25,7 +25,7 @@ from PIL import Image
 
 from cifarlab import Run, text
 from cifarlab.data import open_source
-from cifarlab.environment import available_cores
+from cifarlab.process import available_cores
 from cifarlab.training import predict_logits
 
 RECORD = Path(__file__).parent / "results" / "prediction.json"

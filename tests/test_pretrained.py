@@ -32,7 +32,7 @@ TINY = {"batch_size": 60, "epochs": 1, "device.threads": 1, "model.dense": 8, "d
 
 @pytest.fixture(autouse=True)
 def _few_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def source(*_: Any) -> Any:
+    def source(*_: Any, **__: Any) -> Any:
         return tiny_source(images=84)
 
     monkeypatch.setattr(job_module, "open_source", source)

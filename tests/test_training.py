@@ -151,7 +151,7 @@ def test_validation_on_the_test_set_keeps_no_best_weights(tmp_path: Path) -> Non
 
 
 def test_the_test_set_is_not_read_by_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def open_without_test(*_: object) -> Any:
+    def open_without_test(*_: object, **__: object) -> Any:
         source = tiny_source()
 
         def read(split: str) -> Any:

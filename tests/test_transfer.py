@@ -29,7 +29,7 @@ CALM = {"optimizer.learning_rate": 0.005, "optimizer.clip_norm": 1.0}
 NET = build_model(VGG(widths=(4, 4, 4), dense=8, batch_norm=True), 3)
 
 
-def other_source(name: str = "demo", data_dir: Path | None = None) -> Source:
+def other_source(name: str = "demo", data_dir: Path | None = None, **_: Any) -> Source:
     """Darker pictures of other classes."""
     whole = tiny_source()
 

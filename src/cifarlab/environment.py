@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from cifarlab.errors import UserError
+from cifarlab.process import available_cores
 from cifarlab.recipe import Device
 from cifarlab.text import without_password
 
@@ -71,11 +72,6 @@ def choose_precision(settings: Device, device: torch.device) -> Literal["float32
         has = torch.cpu.get_capabilities()
         return "bfloat16" if has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
     return "float32"
-
-
-def available_cores() -> int:
-    """CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_environment(settings: Device, device: torch.device) -> dict[str, Any]:

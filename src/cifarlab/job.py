@@ -16,7 +16,6 @@ from cifarlab import pretrained
 from cifarlab.data import Source, open_source
 from cifarlab.data.loader import WEIGHTS, BatchStream, Images, derived_seed, on_device
 from cifarlab.data.mapped import Pictures, choose
-from cifarlab.data.sources import is_path
 from cifarlab.data.splits import split_validation
 from cifarlab.environment import choose_device, choose_precision
 from cifarlab.errors import UserError, one_of
@@ -135,10 +134,8 @@ def prepare(
         source = data.sized(recipe.input.size, recipe.input.fit)
     else:
         place = None if data_dir is None else Path(data_dir)
-        how: dict[str, Any] = (
-            {"size_pixels": recipe.input.size, "fit": recipe.input.fit} if is_path(data) else {}
-        )
-        source = open_source(data, place, **how).sized(recipe.input.size, recipe.input.fit)
+        opened = open_source(data, place, size_pixels=recipe.input.size, fit=recipe.input.fit)
+        source = opened.sized(recipe.input.size, recipe.input.fit)
     train = source.load("train")
     settings = recipe.data
     chosen, held_out = split_validation(

@@ -1,4 +1,4 @@
-"""Settings of the process that make training faster on CPUs. They change no result."""
+"""The process: how many cores it has, and settings that make training faster on CPUs and change no result."""
 
 import ctypes
 import os
@@ -8,6 +8,11 @@ import sys
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGEST_MMAP_THRESHOLD_BYTES = 32 << 20
+
+
+def available_cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare_environment() -> None:

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +17,6 @@ FOLDER = Path(__file__).parent / "shipped"
 
 class NotAsRecorded(CifarlabError):
     """The shipped weights do not give the figure that is recorded with them."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """What the shipped weights reach here, and what is recorded with them."""
-
-    found: "Evaluation"
-    recorded: dict
 
 
 def has_shipped_run() -> bool:
@@ -48,7 +40,7 @@ def shipped_run() -> Run:
     return Run(FOLDER)
 
 
-def check_shipped_run(split: str = "test", data_dir: str | Path | None = None) -> Check:
+def check_shipped_run(split: str = "test", data_dir: str | Path | None = None) -> "Evaluation":
     """Judge the shipped weights anew on a split, on the CPU, and compare with what is recorded. Nothing is kept.
 
     Raises:
@@ -66,7 +58,7 @@ def check_shipped_run(split: str = "test", data_dir: str | Path | None = None) -
         shutil.copytree(run.path, copy, ignore=shutil.ignore_patterns("logits-*"))
         found = replace(evaluate(copy, split=split, data_dir=data_dir, device="cpu"), run=str(run.path))
     _compare(found, recorded)
-    return Check(found, recorded)
+    return found
 
 
 def _compare(found: "Evaluation", recorded: dict) -> None:

@@ -156,7 +156,7 @@ def test_processes_give_what_one_gives(folder: Path, cache: Path, monkeypatch) -
     alone = _decode(folder)[0]
     shutil.rmtree(cache)
     monkeypatch.setattr(module, "WORTH_WORKERS_BYTES", 0)
-    monkeypatch.setattr(module, "_workers", lambda: 2)
+    monkeypatch.setattr(module, "available_cores", lambda: 2)
     together, n = _decode(folder)
     assert n == len(alone.pixels) and np.array_equal(together.pixels, alone.pixels)
     assert np.array_equal(together.sha256, alone.sha256) and np.array_equal(together.groups, alone.groups)

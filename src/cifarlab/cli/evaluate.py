@@ -125,12 +125,12 @@ def _check_shipped_run(split: str, weights: str | None, data_dir: Path | None, a
     run = shipped_run()
     if weights not in (None, run.default_weights):
         raise UserError(f"--weights {weights}: those that come with cifarlab are the {run.default_weights}")
-    check = check_shipped_run(split, data_dir)
+    found = check_shipped_run(split, data_dir)
     if as_json:
-        screen.write_json(check.found.to_dict())
+        screen.write_json(found.to_dict())
         return
     console = screen.open_console()
-    _print_result(console, check.found, run.data["name"])
+    _print_result(console, found, run.data["name"])
     console.print("\nas recorded with the weights that come with cifarlab, to the last digit")
 
 

@@ -34,6 +34,11 @@ LabelsFrom = Annotated[
 SkipUnreadable = Annotated[
     bool, typer.Option("--skip-unreadable", help="Own pictures: go on without those that cannot be read.")
 ]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name that `cifarlab recipes` lists.")]
+Epochs = Annotated[str | None, typer.Option("--epochs", metavar="N", help="Passes over the data.")]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")
+]
 Plan = Annotated[bool, typer.Option("--plan", help="Say what is there and what the rest would take, stop.")]
 Settings = Annotated[
     list[str] | None,

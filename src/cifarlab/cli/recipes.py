@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from cifarlab import text
 from cifarlab.cli import screen
-from cifarlab.cli.options import AsJson
+from cifarlab.cli.options import AsJson, RecipeName
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -67,7 +65,7 @@ def recipes(as_json: AsJson = False) -> None:
 
 
 def show(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name that `cifarlab recipes` lists.")],
+    recipe: RecipeName,
     as_json: AsJson = False,
 ) -> None:
     """Show a recipe: every layer, and every setting by the name that --set takes.

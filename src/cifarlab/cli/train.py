@@ -13,7 +13,16 @@ import typer
 from cifarlab import text
 from cifarlab.cli import screen
 from cifarlab.cli.data import fetch_weights, open_source, reopen_source
-from cifarlab.cli.options import Data, DataDir, JsonAndProgress, LabelsFrom, Settings, SkipUnreadable
+from cifarlab.cli.options import (
+    Data,
+    DataDir,
+    Device,
+    Epochs,
+    JsonAndProgress,
+    LabelsFrom,
+    Settings,
+    SkipUnreadable,
+)
 from cifarlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,10 +67,8 @@ def train(
         int | None,
         typer.Option("--folds", metavar="K", help="Stratified cross-validation: DIR/fold-0, DIR/fold-1 ..."),
     ] = None,
-    epochs: Annotated[str | None, typer.Option("--epochs", metavar="N", help="Passes over the data.")] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")
-    ] = None,
+    epochs: Epochs = None,
+    device: Device = None,
     init_from: Annotated[
         Path | None, typer.Option("--init-from", metavar="RUN", help="Begin with the weights of a run.")
     ] = None,

@@ -11,7 +11,17 @@ import typer
 from cifarlab import text
 from cifarlab.cli import screen
 from cifarlab.cli.data import data_options, open_source
-from cifarlab.cli.options import Data, DataDir, JsonAndProgress, LabelsFrom, Settings, SkipUnreadable
+from cifarlab.cli.options import (
+    Data,
+    DataDir,
+    Device,
+    Epochs,
+    JsonAndProgress,
+    LabelsFrom,
+    RecipeName,
+    Settings,
+    SkipUnreadable,
+)
 from cifarlab.cli.train import overrides_of
 from cifarlab.errors import UserError, nearest, one_of
 
@@ -24,11 +34,6 @@ if TYPE_CHECKING:
     from cifarlab.tuning import Done, Progress, Search
 
 PRUNERS = ("median", "hyperband", "none")
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name that `cifarlab recipes` lists.")]
-Epochs = Annotated[str | None, typer.Option("--epochs", metavar="N", help="Passes over the data.")]
-Device = Annotated[
-    str | None, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")
-]
 
 
 def tune(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -167,22 +167,13 @@ def curves(standings: Sequence[Standing], width: int, height: int) -> Group:
 
     each = max(6, (height - 1 - 2 * len(standings)) // 2)
     width = min(width, 160)
-    loss = plot(
-        _lines(standings, "loss"),
-        width=width,
-        height=each,
-        title="loss",
-        x_name="epoch",
-        form=lambda y: f"{y:.3g}",
-    )
-    accuracy = plot(
-        _lines(standings, "accuracy"),
-        width=width,
-        height=each,
-        title="accuracy",
-        x_name="epoch",
-        form=lambda y: f"{100 * y:.1f} %",
-    )
+
+    def drawn(quantity: str, form: Callable[[float], str]) -> Text:
+        lines = _lines(standings, quantity)
+        return plot(lines, width=width, height=each, title=quantity, x_name="epoch", form=form)
+
+    loss = drawn("loss", lambda y: f"{y:.3g}")
+    accuracy = drawn("accuracy", lambda y: f"{100 * y:.1f} %")
     about = [Text(text.one_line(standing.line), overflow="fold", no_wrap=False) for standing in standings]
     return Group(loss, "", accuracy, *about)
 

@@ -31,6 +31,7 @@ from cifarlab.data.duplicates import difference_hashes, near_groups
 from cifarlab.errors import UserError
 from cifarlab.files import cache_dir, opened_for_update, sync_folder, write_all, write_atomic
 from cifarlab.pictures import Fit, examine_picture
+from cifarlab.process import available_cores
 
 if TYPE_CHECKING:
     from cifarlab.data.listing import Listing
@@ -151,7 +152,7 @@ def _open(folder: Path) -> Decoded | None:
 
 
 def _blocks_sha256(pixels: np.ndarray) -> bytes:
-    with ThreadPoolExecutor(_workers()) as pool:  # hashing goes on without Python's lock
+    with ThreadPoolExecutor(available_cores()) as pool:  # hashing goes on without Python's lock
         blocks = (pixels[first : first + BLOCK].data for first in range(0, len(pixels), BLOCK))
         return b"".join(pool.map(lambda block: hashlib.sha256(block).digest(), blocks))
 
@@ -276,14 +277,14 @@ def _decode_blocks(work: _Work, progress: Progress | None) -> Iterator[_Block]:
 def _mapping(work: _Work) -> Iterator[Callable[[Iterable[int]], Iterator[_Block]]]:
     """From the first places of blocks to the blocks: in processes where they are worth their start."""
     size_bytes = sum(work.listing.tree.state(entry.name)[0] for entry in work.listing.entries)
-    if _workers() == 1 or size_bytes < WORTH_WORKERS_BYTES:
+    if available_cores() == 1 or size_bytes < WORTH_WORKERS_BYTES:
         yield lambda firsts: map(partial(_decode_block, work), firsts)
         return
     # Not the standard library's pool: it runs the script that called it once more in each worker.
     from joblib.externals.loky import ProcessPoolExecutor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    pool = ProcessPoolExecutor(_workers(), initializer=_begin_worker, initargs=(work,))
+    pool = ProcessPoolExecutor(available_cores(), initializer=_begin_worker, initargs=(work,))
     finished = False
     try:
         yield partial(pool.map, _decode_in_worker)
@@ -294,10 +295,6 @@ def _mapping(work: _Work) -> Iterator[Callable[[Iterable[int]], Iterator[_Block]
         ) from error
     finally:
         pool.shutdown(wait=True, kill_workers=not finished)
-
-
-def _workers() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _begin_worker(work: _Work) -> None:

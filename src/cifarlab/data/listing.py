@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -127,6 +127,22 @@ def ordered_classes(names: Iterable[str]) -> tuple[str, ...]:
     if all(name.isascii() and name.isdigit() for name in given):
         return tuple(sorted(given, key=lambda name: (int(name), name)))
     return tuple(sorted(given))
+
+
+def as_entries(
+    found: Sequence[tuple[str, str, SplitName | None]],
+) -> tuple[tuple[str, ...], tuple[Entry, ...]]:
+    """The classes of (name, label, split), in order, and an entry of each."""
+    classes = ordered_classes(label for _, label, _ in found)
+    return classes, entries_of(found, classes)
+
+
+def entries_of(
+    found: Iterable[tuple[str, str, SplitName | None]], classes: Sequence[str]
+) -> tuple[Entry, ...]:
+    """Of (name, label, split), with labels as their places in `classes`."""
+    index = {name: label for label, name in enumerate(classes)}
+    return tuple(Entry(name, index[label], split) for name, label, split in found)
 
 
 def is_picture(name: str) -> bool:

@@ -7,6 +7,8 @@ beside the MD5 sums that torchvision pins. Of these two the content's own checks
 computes it once from files whose checksums held.
 """
 
+from dataclasses import replace
+
 from cifarlab.data.cifar import Archive, BatchFile, Content, Dataset, Labels, Layout
 
 # The MD5 sums of these files are the ones that torchvision and others publish.
@@ -195,12 +197,10 @@ CIFAR100 = Dataset(
     labels=Labels(python_key=b"fine_labels", binary_bytes=2, binary_index=1),
 )
 
-CIFAR100_COARSE = Dataset(
+CIFAR100_COARSE = replace(
+    CIFAR100,
     name="cifar100-coarse",
-    title="CIFAR-100",
     classes=tuple(_COARSE.split()),
-    layouts=CIFAR100_LAYOUTS,
-    content=None,
     labels=Labels(python_key=b"coarse_labels", binary_bytes=2, binary_index=0),
 )
 

@@ -9,9 +9,9 @@ from cifarlab.data.layouts.manifest import needs_parquet
 from cifarlab.data.listing import (
     NOT_A_PICTURE,
     SPLIT_NAMES,
-    Entry,
     Listing,
     SplitName,
+    as_entries,
     is_picture,
     no_pictures,
     ordered_classes,
@@ -48,13 +48,12 @@ def class_folders(tree: Tree) -> Listing:
     if not found:
         raise UserError(_no_classes(tree, root))
     named = _class_names(tree, root, splits)
-    classes = ordered_classes(label for _, label, _ in found)
-    index = {name: label for label, name in enumerate(classes)}
+    classes, entries = as_entries(found)
     return Listing(
         location=tree.location,
         layout="class folders" + (f" in {', '.join(splits)}" if splits else ""),
         classes=classes,
-        entries=tuple(Entry(name, index[label], split) for name, label, split in found),
+        entries=entries,
         tree=tree,
         empty_classes=ordered_classes(named - set(classes)),
         left_out=(*tree.left_out, *left_out),

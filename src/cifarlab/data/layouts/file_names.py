@@ -7,12 +7,11 @@ import re
 from cifarlab.data.listing import (
     NOT_A_PICTURE,
     SPLIT_NAMES,
-    Entry,
     Listing,
     SplitName,
+    as_entries,
     is_picture,
     no_pictures,
-    ordered_classes,
 )
 from cifarlab.data.trees import Tree
 from cifarlab.errors import UserError
@@ -65,13 +64,12 @@ def labels_from_names(tree: Tree, pattern: str) -> Listing:
             f"{tree.location}: {len(found) - len(without):,} pictures are of a split and {len(without):,} of none, as"
             f" {without[0]}; give all of them a split, or none"
         )
-    classes = ordered_classes(label for _, label, _ in found)
-    index = {label: number for number, label in enumerate(classes)}
+    classes, entries = as_entries(found)
     return Listing(
         location=tree.location,
         layout=f"labels from names, {pattern}",
         classes=classes,
-        entries=tuple(Entry(name, index[label], split) for name, label, split in found),
+        entries=entries,
         tree=tree,
         left_out=(*tree.left_out, *((name, NOT_A_PICTURE) for name in tree.names if not is_picture(name))),
     )

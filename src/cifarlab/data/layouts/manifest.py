@@ -12,7 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from cifarlab.data.listing import SPLIT_NAMES, Entry, Listing, SplitName, is_picture, ordered_classes
+from cifarlab.data.listing import (
+    SPLIT_NAMES,
+    Listing,
+    SplitName,
+    as_entries,
+    is_picture,
+)
 from cifarlab.data.trees import Folder, Tree, parent_of
 from cifarlab.errors import UserError, nearest, one_of
 
@@ -70,8 +76,7 @@ def from_manifest(tree: Tree, name: str, location: Path | None = None) -> Listin
     if "split" in rows:
         splits = [_split(value, row, where) for row, value in enumerate(rows["split"], start=1)]
     names = _below(parent_of(name), paths)
-    classes = ordered_classes(labels)
-    index = {label: number for number, label in enumerate(classes)}
+    classes, entries = as_entries(list(zip(names, labels, splits, strict=True)))
     pictures = set(names)
     unnamed = [
         (other, NOT_IN_MANIFEST) for other in tree.names if is_picture(other) and other not in pictures
@@ -80,10 +85,7 @@ def from_manifest(tree: Tree, name: str, location: Path | None = None) -> Listin
         location=location or tree.location,
         layout=f"manifest {name}" + (" with splits" if "split" in rows else ""),
         classes=classes,
-        entries=tuple(
-            Entry(picture, index[label], split)
-            for picture, label, split in zip(names, labels, splits, strict=True)
-        ),
+        entries=entries,
         tree=tree,
         left_out=(*tree.left_out, *unnamed),
     )

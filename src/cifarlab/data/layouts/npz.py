@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cifarlab import text
-from cifarlab.data.listing import SPLIT_NAMES, Entry, Listing, SplitName, ordered_classes
+from cifarlab.data.listing import SPLIT_NAMES, Listing, SplitName, entries_of, ordered_classes
 from cifarlab.data.mapped import memory_bytes
 from cifarlab.errors import UserError, one_of
 
@@ -95,12 +95,11 @@ def list_npz(path: Path) -> Listing:
     classes = (
         ordered_classes(used) if names is None else tuple(str(name) for name in names if str(name) in used)
     )
-    index = {label: number for number, label in enumerate(classes)}
     return Listing(
         location=path,
         layout=f"arrays {one_of([images for images, _, _ in pairs], 'and')}",
         classes=classes,
-        entries=tuple(Entry(name, index[label], split) for name, label, split in found),
+        entries=entries_of(found, classes),
         tree=Arrays(path, {images: stored[images] for images, _, _ in pairs}),
         empty_classes=() if names is None else tuple(str(name) for name in names if str(name) not in used),
     )
