@@ -13,7 +13,9 @@ import pytest
 from tests.data.drawn_pictures import draw, write_folder
 
 from cifarlab.data import decoded as module
+from cifarlab.data import decoding
 from cifarlab.data.decoded import Decoded, decode, find_decoded
+from cifarlab.data.decoding import Work
 from cifarlab.data.listing import list_pictures
 from cifarlab.errors import UserError
 from cifarlab.files import cache_dir
@@ -155,7 +157,7 @@ def test_processes_give_what_one_gives(folder: Path, cache: Path, monkeypatch) -
     write_folder(folder / "more", {"a": 150, "b": 120})
     alone = _decode(folder)[0]
     shutil.rmtree(cache)
-    monkeypatch.setattr(module, "WORTH_WORKERS_BYTES", 0)
+    monkeypatch.setattr(module, "WORTH_PROCESSES_BYTES", 0)
     monkeypatch.setattr(module, "available_cores", lambda: 2)
     together, n = _decode(folder)
     assert n == len(alone.pixels) and np.array_equal(together.pixels, alone.pixels)
@@ -192,3 +194,63 @@ def test_two_processes_decode_once_and_a_killed_one_is_taken_over(folder: Path, 
     third = _start(folder, 0)
     assert third.communicate(timeout=60)[0] == "done\n"
     assert not [path for path in cache.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("worker", ["import os; os._exit(1)", "DIES_LATER"])
+def test_a_process_that_dies_is_one_line_and_leaves_nothing(folder, cache, monkeypatch, worker: str) -> None:
+    later = decoding.WORKER.replace(
+        "serve(link)", "link.recv(); link.recv(); import os; os.kill(os.getpid(), 9)"
+    )
+    monkeypatch.setattr(decoding, "WORKER", later if worker == "DIES_LATER" else worker)
+    monkeypatch.setattr(module, "WORTH_PROCESSES_BYTES", 0)
+    monkeypatch.setattr(module, "available_cores", lambda: 2)
+    monkeypatch.setattr(module, "BLOCK", 2)
+    with pytest.raises(UserError, match="a process that decoded pictures was ended from outside"):
+        _decode(folder)
+    assert [path.suffix for path in cache.iterdir()] == [".lock"]
+
+
+def test_what_a_process_cannot_write_is_said(folder: Path, cache: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "WORTH_PROCESSES_BYTES", 0)
+    monkeypatch.setattr(module, "available_cores", lambda: 2)
+    monkeypatch.setattr(module, "BLOCK", 2)
+    monkeypatch.setattr(module, "Work", lambda *parts: Work(*parts[:3], cache / "no" / "folder", parts[4]))
+    with pytest.raises(UserError, match=r"cannot write .*/no/folder: No such file"):
+        _decode(folder)
+
+
+IN_PROCESSES = """
+import sys, time, pathlib
+from cifarlab.data import decoded
+from cifarlab.data.listing import list_pictures
+print("begun", flush=True)
+decoded.BLOCK, decoded.WORTH_PROCESSES_BYTES, decoded.available_cores = 2, 0, lambda: 2
+def progress(done, total):
+    print("decoding", flush=True)
+    time.sleep(float(sys.argv[2]))
+decoded.decode(list_pictures(pathlib.Path(sys.argv[1])), 32, "squash", progress)
+print("done", flush=True)
+"""
+
+
+def test_a_script_without_a_guard_runs_once(folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(IN_PROCESSES)
+    (tmp_path / "numpy.py").write_text("raise RuntimeError('not this one')")
+    command = [sys.executable, "-P", script, folder, "0"]
+    lines = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60).stdout.split()
+    assert lines == ["begun", *["decoding"] * 5, "done"]
+
+
+def test_control_c_ends_the_processes_and_leaves_nothing(folder: Path, cache: Path) -> None:
+    command = [sys.executable, "-c", IN_PROCESSES, str(folder), "30"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asking:
+        assert asking.stdout and asking.stdout.readline() == "begun\n"
+        assert asking.stdout.readline() == "decoding\n"
+        children = Path(f"/proc/{asking.pid}/task/{asking.pid}/children")
+        started = children.read_text().split() if children.exists() else []
+        asking.send_signal(signal.SIGINT)
+        output, error = asking.communicate(timeout=10)
+    assert output == "" and error.rstrip().endswith("KeyboardInterrupt")
+    assert not any(Path(f"/proc/{number}").exists() for number in started)
+    assert [path.suffix for path in cache.iterdir()] == [".lock"]

@@ -16,21 +16,20 @@ import io
 import json
 import os
 import shutil
-import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cifarlab import text
-from cifarlab.data.duplicates import difference_hashes, near_groups
+from cifarlab.data.decoding import CHANNELS, Block, Work, decode_block, decode_in_processes
+from cifarlab.data.duplicates import near_groups
 from cifarlab.errors import UserError
 from cifarlab.files import cache_dir, opened_for_update, sync_folder, write_all, write_atomic
-from cifarlab.pictures import Fit, examine_picture
+from cifarlab.pictures import Fit
 from cifarlab.process import available_cores
 
 if TYPE_CHECKING:
@@ -40,8 +39,7 @@ VERSION = (
     1  # of the pixels that `cifarlab.pictures` makes and of the files here: another one makes other caches
 )
 BLOCK = 128  # pictures that are decoded, written and checked together
-WORTH_WORKERS_BYTES = 8 << 20  # of picture files: starting processes takes about a second
-CHANNELS = 3
+WORTH_PROCESSES_BYTES = 8 << 20  # of picture files: starting processes takes some tenths of a second
 PIXELS, TABLE = "pixels.npy", "table.npz"
 
 Progress = Callable[[int, int], None]
@@ -78,24 +76,24 @@ def decode(listing: Listing, size_pixels: int, fit: Fit, progress: Progress | No
         UserError: when the cache cannot be written or there is no space for it. A picture that cannot be read raises
             nothing: its reason is in the result.
     """
-    stamp = _stamp(listing, size_pixels, fit)
-    if (known := _open_known(stamp, listing)) is not None:
+    files = _look_at(listing, size_pixels, fit)
+    if (known := _open_known(files.stamp, listing)) is not None:
         return known
     folder = _folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot create {folder}: {error.strerror or error}") from error
-    with opened_for_update(folder / f"{stamp}.lock") as lock:
+    with opened_for_update(folder / f"{files.stamp}.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go of it when its process ends, however it ends
-        if (known := _open_known(stamp, listing)) is not None:
+        if (known := _open_known(files.stamp, listing)) is not None:
             return known
-        return _decode(listing, size_pixels, fit, stamp, progress)
+        return _decode(listing, size_pixels, fit, files, progress)
 
 
 def find_decoded(listing: Listing, size_pixels: int, fit: Fit) -> Decoded | None:
     """What `decode` has made of these files, if it has and they have not changed since."""
-    return _open_known(_stamp(listing, size_pixels, fit), listing)
+    return _open_known(_look_at(listing, size_pixels, fit).stamp, listing)
 
 
 def _folder() -> Path:
@@ -105,12 +103,27 @@ def _folder() -> Path:
 # --- which files, unchanged ---
 
 
-def _stamp(listing: Listing, size_pixels: int, fit: Fit) -> str:
-    """Of the names, lengths and times of all files: where it is the same, so is their content."""
+@dataclass(frozen=True)
+class _Files:
+    """What was seen of all files without reading them.
+
+    Attributes:
+        stamp: of their names, lengths and times: where it is the same, so is their content.
+        size_bytes: of all of them.
+    """
+
+    stamp: str
+    size_bytes: int
+
+
+def _look_at(listing: Listing, size_pixels: int, fit: Fit) -> _Files:
     digest = hashlib.sha256(f"{VERSION} {size_pixels} {fit} {listing.location}".encode())
+    size_bytes = 0
     for entry in listing.entries:
-        digest.update(repr((entry.name, listing.tree.state(entry.name))).encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()[:40]
+        state = listing.tree.state(entry.name)
+        size_bytes += state[0]
+        digest.update(repr((entry.name, state)).encode("utf-8", "surrogateescape"))
+    return _Files(digest.hexdigest()[:40], size_bytes)
 
 
 def _open_known(stamp: str, listing: Listing) -> Decoded | None:
@@ -123,18 +136,6 @@ def _open_known(stamp: str, listing: Listing) -> Decoded | None:
 
 
 # --- the cache ---
-
-
-@dataclass(frozen=True, eq=False)
-class _Block:
-    """What one block of files came to: see `Decoded`."""
-
-    reasons: dict[int, str]
-    sizes: np.ndarray
-    modes: list[str]
-    sha256: np.ndarray
-    hashes: np.ndarray
-    pixels_sha256: bytes
 
 
 def _open(folder: Path) -> Decoded | None:
@@ -157,17 +158,17 @@ def _blocks_sha256(pixels: np.ndarray) -> bytes:
         return b"".join(pool.map(lambda block: hashlib.sha256(block).digest(), blocks))
 
 
-def _decode(listing: Listing, size_pixels: int, fit: Fit, stamp: str, progress: Progress | None) -> Decoded:
-    unfinished = _folder() / f".{stamp}.tmp"
+def _decode(
+    listing: Listing, size_pixels: int, fit: Fit, files: _Files, progress: Progress | None
+) -> Decoded:
+    unfinished = _folder() / f".{files.stamp}.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
     try:
         unfinished.mkdir()
         header_bytes = _make_room(unfinished / PIXELS, len(listing.entries), size_pixels)
-        work = _Work(listing, size_pixels, fit, unfinished / PIXELS, header_bytes)
-        blocks = list(_decode_blocks(work, progress))
-        with opened_for_update(unfinished / PIXELS) as file:
-            os.fsync(file)
-        table = _table(blocks)
+        work = Work(listing.tree, size_pixels, fit, unfinished / PIXELS, header_bytes)
+        names = [entry.name for entry in listing.entries]
+        table = _table(_decode_blocks(work, names, files.size_bytes, progress))
         table["groups"] = near_groups(
             np.load(unfinished / PIXELS, mmap_mode="r", allow_pickle=False),
             table["sha256"],
@@ -183,7 +184,7 @@ def _decode(listing: Listing, size_pixels: int, fit: Fit, stamp: str, progress: 
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     if table["sha256"].any(axis=1).all():  # a file that could not be read may be readable the next time
-        write_atomic(_folder() / f"{stamp}.known", folder.name.encode())
+        write_atomic(_folder() / f"{files.stamp}.known", folder.name.encode())
     made = _open(folder)
     if made is None:
         raise UserError(
@@ -227,7 +228,7 @@ def _make_room(path: Path, n: int, size_pixels: int) -> int:
     return len(header.getvalue())
 
 
-def _table(blocks: list[_Block]) -> dict[str, np.ndarray]:
+def _table(blocks: list[Block]) -> dict[str, np.ndarray]:
     reasons = {str(place): reason for block in blocks for place, reason in block.reasons.items()}
     return {
         "reasons": np.frombuffer(json.dumps(reasons).encode(), np.uint8),
@@ -248,87 +249,20 @@ def _npz(table: dict[str, np.ndarray]) -> bytes:
 # --- decoding ---
 
 
-@dataclass(frozen=True, eq=False)
-class _Work:
-    """What to decode and where its pixels go: the same for all blocks."""
-
-    listing: Listing
-    size_pixels: int
-    fit: Fit
-    path: Path
-    header_bytes: int
-
-
-_work: _Work | None = None  # of a worker process, which has but one
-
-
-def _decode_blocks(work: _Work, progress: Progress | None) -> Iterator[_Block]:
-    """All blocks in order, their pixels written."""
-    n, done = len(work.listing.entries), 0
-    with _mapping(work) as apply:
-        for block in apply(range(0, n, BLOCK)):
+def _decode_blocks(work: Work, names: list[str], size_bytes: int, progress: Progress | None) -> list[Block]:
+    """All blocks in order, their pixels written: by processes where they are worth their start."""
+    starts = range(0, len(names), BLOCK)
+    parts = ((first, names[first : first + BLOCK]) for first in starts)
+    processes = min(available_cores(), len(starts))
+    if processes == 1 or size_bytes < WORTH_PROCESSES_BYTES:
+        decoding = (decode_block(work, *part) for part in parts)
+    else:
+        decoding = decode_in_processes(work, parts, processes)
+    blocks, done = [], 0
+    with contextlib.closing(decoding):
+        for block in decoding:
+            blocks.append(block)
             done += len(block.modes)
             if progress is not None:
-                progress(done, n)
-            yield block
-
-
-@contextlib.contextmanager
-def _mapping(work: _Work) -> Iterator[Callable[[Iterable[int]], Iterator[_Block]]]:
-    """From the first places of blocks to the blocks: in processes where they are worth their start."""
-    size_bytes = sum(work.listing.tree.state(entry.name)[0] for entry in work.listing.entries)
-    if available_cores() == 1 or size_bytes < WORTH_WORKERS_BYTES:
-        yield lambda firsts: map(partial(_decode_block, work), firsts)
-        return
-    # Not the standard library's pool: it runs the script that called it once more in each worker.
-    from joblib.externals.loky import ProcessPoolExecutor
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    pool = ProcessPoolExecutor(available_cores(), initializer=_begin_worker, initargs=(work,))
-    finished = False
-    try:
-        yield partial(pool.map, _decode_in_worker)
-        finished = True
-    except TerminatedWorkerError as error:
-        raise UserError(
-            f"a process that decoded pictures was ended from outside, for want of memory? ({error})"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, kill_workers=not finished)
-
-
-def _begin_worker(work: _Work) -> None:
-    global _work
-    _work = work
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the process that asked, which ends its workers
-
-
-def _decode_in_worker(first: int) -> _Block:
-    assert _work is not None
-    return _decode_block(_work, first)
-
-
-def _decode_block(work: _Work, first: int) -> _Block:
-    """Decode the files from place `first` on, and write their pixels to their place."""
-    entries = work.listing.entries[first : first + BLOCK]
-    n, side = len(entries), work.size_pixels
-    pixels = np.zeros((n, side, side, CHANNELS), np.uint8)
-    sizes, sha256 = np.zeros((n, 2), np.int32), np.zeros((n, 32), np.uint8)
-    modes, reasons = [""] * n, {}
-    for row, entry in enumerate(entries):
-        try:
-            data = work.listing.read(entry)
-            sha256[row] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
-            picture = examine_picture(data, entry.name, side, side, work.fit)
-        except UserError as error:
-            reasons[first + row] = str(error).removeprefix(f"{entry.name} ")
-            continue
-        pixels[row], modes[row] = picture.pixels, picture.mode
-        sizes[row] = picture.width, picture.height
-    with opened_for_update(work.path) as file:
-        os.lseek(file, work.header_bytes + first * pixels[0].nbytes, os.SEEK_SET)
-        write_all(file, pixels.data)
-    hashes = difference_hashes(pixels)
-    return _Block(reasons, sizes, modes, sha256, hashes, hashlib.sha256(pixels.data).digest())
+                progress(done, len(names))
+    return sorted(blocks, key=lambda block: block.first)

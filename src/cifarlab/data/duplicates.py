@@ -84,12 +84,24 @@ def near_pairs(hashes: np.ndarray) -> np.ndarray:
         key = np.zeros(len(values), np.uint32)
         for band in chosen:
             key = (key << np.uint32(8)) | bands[band]
-        order = np.argsort(key, kind="stable")
-        for a, b in _pairs_of_equals(key[order]):
+        order, key = _sorted_repeats(key)
+        for a, b in _pairs_of_equals(key):
             a, b = order[a], order[b]
             near = np.bitwise_count(values[a] ^ values[b]) <= MOST_BITS
             found.append(np.sort(np.stack([first[a[near]], first[b[near]]], axis=1), axis=1))
     return np.unique(np.concatenate(found).astype(np.int64).reshape(-1, 2), axis=0)
+
+
+def _sorted_repeats(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places int64 (R,) of those of `keys`, uint32 (N,), that are there more than once, by key and place; and the keys.
+
+    Sorted as one number of key and place: NumPy sorts numbers several times faster than it finds their order.
+    """
+    numbered = np.sort((keys.astype(np.uint64) << np.uint64(32)) | np.arange(len(keys), dtype=np.uint64))
+    keys = (numbered >> np.uint64(32)).astype(np.uint32)
+    same = keys[1:] == keys[:-1]
+    repeated = np.flatnonzero(np.r_[same, False] | np.r_[False, same]) if len(keys) else np.empty(0, np.int64)
+    return (numbered[repeated] & np.uint64(0xFFFFFFFF)).astype(np.int64), keys[repeated]
 
 
 def _bands(values: np.ndarray) -> np.ndarray:
@@ -155,8 +167,16 @@ def _thumbnails(pixels: np.ndarray) -> np.ndarray:
 
 def _cells(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """float32 (N, rows, columns, 3): means of the cells of a grid over uint8 (N, S, S, 3), S no less than either."""
-    height, width = pixels.shape[1:3]
-    tops, lefts = np.arange(rows) * height // rows, np.arange(columns) * width // columns
-    sums = np.add.reduceat(np.add.reduceat(pixels, tops, axis=1, dtype=np.uint32), lefts, axis=2)
-    counts = np.diff(np.r_[tops, height])[:, None] * np.diff(np.r_[lefts, width])
-    return (sums / counts[:, :, None]).astype(np.float32)
+    n, height, width, channels = pixels.shape
+    down, across = _membership(height, rows), _membership(width, columns)
+    by_column = np.kron(across.T, np.eye(channels, dtype=np.float32))
+    sums = down @ pixels.reshape(n, height, width * channels).astype(np.float32)
+    sums = (sums.reshape(n * rows, -1) @ by_column).reshape(n, rows, columns, channels)
+    counts = down.sum(axis=1)[:, None] * across.sum(axis=1)
+    return sums / counts[:, :, None]
+
+
+def _membership(length: int, cells: int) -> np.ndarray:
+    """float32 (cells, length): 1 where a place belongs to a cell."""
+    cell = np.searchsorted(np.arange(cells) * length // cells, np.arange(length), side="right") - 1
+    return (cell == np.arange(cells)[:, None]).astype(np.float32)

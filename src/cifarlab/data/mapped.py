@@ -37,6 +37,8 @@ class MappedPictures:
         rows = self.rows[chosen]
         if np.ndim(rows) == 0:
             return np.array(self.array[rows])
+        if len(rows) and np.all(np.diff(rows) == 1):
+            return np.array(self.array[rows[0] : rows[-1] + 1])
         order = np.argsort(rows)  # through the file in one direction
         pictures = np.empty((len(rows), *self.array.shape[1:]), np.uint8)
         pictures[order] = self.array[rows[order]]

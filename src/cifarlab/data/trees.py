@@ -72,6 +72,10 @@ class Folder:
     stored_names: Mapping[str, str] = field(default_factory=dict)
     """What the disk calls the files whose names are not valid UTF-8."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what reading does not need: of a million files it would take long to pickle."""
+        return self.__dict__ | {"names": (), "folders": (), "left_out": ()}
+
     def state(self, name: str) -> tuple[int, ...]:
         try:
             status = os.stat(os.path.join(self.location, self.stored_names.get(name, name)))
@@ -81,7 +85,7 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         try:
-            return read_file(self.location / self.stored_names.get(name, name))
+            return read_file(os.path.join(self.location, self.stored_names.get(name, name)))
         except UserError as error:
             raise UserError(f"{name} cannot be read: {error}") from error
 

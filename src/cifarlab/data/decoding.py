@@ -1,0 +1,164 @@
+"""Blocks of picture files decoded into a file of pixels: here, or in processes of their own where that is worth it.
+
+The processes are plain interpreters at the other end of a pipe: no fork of a process that may have threads, and, unlike
+the standard library's pool, no second run of the script or notebook that asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
+
+import numpy as np
+
+from cifarlab.data.duplicates import difference_hashes
+from cifarlab.data.trees import Tree
+from cifarlab.errors import UserError
+from cifarlab.files import opened_for_update, write_all
+from cifarlab.pictures import Fit, examine_picture
+
+CHANNELS = 3
+BLOCKS_AHEAD = 2  # that each process has been given, so that it need not wait for the next
+# Isolated from the folder it is started in, then given the places where this process finds its modules.
+WORKER = (
+    "import sys; from multiprocessing.connection import Connection; link = Connection(int(sys.argv[1]));"
+    " sys.path[:] = link.recv(); from cifarlab.data.decoding import serve; serve(link)"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What to decode and where its pixels go: the same for all blocks."""
+
+    tree: Tree
+    size_pixels: int
+    fit: Fit
+    path: Path
+    header_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """What the files from place `first` on came to: see `cifarlab.data.decoded.Decoded`."""
+
+    first: int
+    reasons: dict[int, str]
+    sizes: np.ndarray
+    modes: list[str]
+    sha256: np.ndarray
+    hashes: np.ndarray
+    pixels_sha256: bytes
+
+
+Names = tuple[int, Sequence[str]]  # the first place of a block, and the names of its files
+
+
+def decode_block(work: Work, first: int, names: Sequence[str]) -> Block:
+    """Decode the files called `names`, at the places from `first` on, and write their pixels to their place.
+
+    Raises OSError or UserError if they cannot be written.
+    """
+    n, side = len(names), work.size_pixels
+    pixels = np.zeros((n, side, side, CHANNELS), np.uint8)
+    sizes, sha256 = np.zeros((n, 2), np.int32), np.zeros((n, 32), np.uint8)
+    modes, reasons = [""] * n, {}
+    for row, name in enumerate(names):
+        try:
+            data = work.tree.read(name)
+            sha256[row] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+            picture = examine_picture(data, name, side, side, work.fit)
+        except UserError as error:
+            reasons[first + row] = str(error).removeprefix(f"{name} ")
+            continue
+        pixels[row], modes[row] = picture.pixels, picture.mode
+        sizes[row] = picture.width, picture.height
+    with opened_for_update(work.path) as file:
+        os.lseek(file, work.header_bytes + first * pixels[0].nbytes, os.SEEK_SET)
+        write_all(file, pixels.data)
+    hashes = difference_hashes(pixels)
+    return Block(first, reasons, sizes, modes, sha256, hashes, hashlib.sha256(pixels.data).digest())
+
+
+def decode_in_processes(work: Work, blocks: Iterable[Names], processes: int) -> Generator[Block, None, None]:
+    """As `decode_block`, for all of `blocks`, in the order in which they are done.
+
+    When it ends, however it ends, so have the processes. Raises UserError if one was ended from outside.
+    """
+    waiting = iter(blocks)
+    with _started(processes) as links:
+        given = Counter[Connection]()
+        try:
+            for link in links:
+                link.send(work)
+            for link in links * BLOCKS_AHEAD:
+                given[link] += _give_next(link, waiting)
+            while busy := [link for link, n in given.items() if n]:
+                for link in wait(busy):
+                    assert isinstance(link, Connection)
+                    yield _received(link)
+                    given[link] += _give_next(link, waiting) - 1
+        except (EOFError, ConnectionError) as error:
+            raise UserError(
+                "a process that decoded pictures was ended from outside, for want of memory?"
+            ) from error
+
+
+@contextmanager
+def _started(processes: int) -> Iterator[list[Connection]]:
+    links: list[Connection] = []
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for _ in range(processes):
+            ours, theirs = Pipe()
+            links.append(ours)
+            with theirs:
+                command = [sys.executable, "-I", "-c", WORKER, str(theirs.fileno())]
+                # Of a group of its own: Ctrl-C is for the process that asked, which ends those it has started.
+                started.append(subprocess.Popen(command, pass_fds=[theirs.fileno()], process_group=0))
+            ours.send(sys.path)
+        yield links
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+        for link in links:
+            link.close()
+
+
+def _give_next(link: Connection, waiting: Iterator[Names]) -> int:
+    """How many more blocks the process has been given: one, or none where none are left."""
+    block = next(waiting, None)
+    if block is None:
+        return 0
+    link.send(block)
+    return 1
+
+
+def _received(link: Connection) -> Block:
+    answer = link.recv()
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
+def serve(link: Connection) -> None:
+    """What a process does: block after block, until nobody is at the other end any more."""
+    try:
+        work = link.recv()
+        while True:
+            first, names = link.recv()
+            try:
+                answer: Block | Exception = decode_block(work, first, names)
+            except Exception as error:
+                answer = error
+            link.send(answer)
+    except (EOFError, ConnectionError):
+        return
