@@ -26,8 +26,9 @@ from cifarlab.errors import Interrupted
 from cifarlab.recipe import override, parse_assignments
 from cifarlab.recipes import get_recipe
 from cifarlab.space import Choices, Range, choose_values, parse_space
+from cifarlab.training import EpochDone
 from cifarlab.tuning import Done, Search, check_search, run_search
-from cifarlab.tuning_report import train_command
+from cifarlab.tuning_report import report_of, train_command
 from tests.tiny import RECIPE, tiny_source
 
 SMALL = override(
@@ -143,6 +144,23 @@ def test_the_finalist_of_the_lowest_median_wins(whole: Any) -> None:
     assert not list(search.folder.rglob("evaluation.json"))
 
 
+def test_a_diverged_training_of_a_finalist_is_the_worst_in_accuracy_too(whole: Any) -> None:
+    import optuna
+
+    search, report, _ = whole
+    winner = report["winner"]
+    study, finals = optuna.create_study(), optuna.create_study()
+    study.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={"values": winner["values"], "origin": winner["trial"]}))
+    good, bad = winner["losses"]
+    for seed in (good, 99):
+        finals.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={"task": (0, seed)}))
+    diverged = {"task": (0, bad), "diverged": True}
+    finals.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED, user_attrs=diverged))
+    (found,) = report_of(search, study, finals)["finalists"]
+    assert winner["accuracies"][bad] is not None
+    assert found["losses"][bad] is None and found["accuracies"][bad] is None
+
+
 def test_trials_are_kept_as_records(whole: Any) -> None:
     search, report, _ = whole
     run = Run(search.folder / "trials" / "0000")
@@ -181,6 +199,27 @@ def test_stopped_it_says_that_the_same_command_goes_on(tmp_path: Path) -> None:
     assert caught.value.exit_code == 130
     report = run_search(searched(tmp_path / "x", **{**FEW, "trials": 1}), Stop(), seen.append, 1.0)
     assert report["cost"]["trials"] == 1
+
+
+@pytest.mark.parametrize("failure", [UserError("the disk is full"), KeyError("a mistake")], ids=["disk", "mistake"])
+def test_what_ends_the_search_leaves_the_trial_to_be_gone_on_with(
+    failure: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = tuning.fit
+
+    def fails_after_an_epoch(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for event in fit(*arguments, **options):
+            yield event
+            if isinstance(event, EpochDone):
+                raise failure
+
+    monkeypatch.setattr(tuning, "fit", fails_after_an_epoch)
+    seen: list[Any] = []
+    with pytest.raises(type(failure)):
+        run_search(searched(tmp_path / "x", **FEW), Stop(), seen.append, 1.0)
+    left = Run(tmp_path / "x" / "trials" / "0000").load_state()
+    assert left is not None and len(left[0].rows) == 1
+    assert not [event for event in seen if isinstance(event, Done)]
 
 
 def test_a_mistake_of_ours_is_not_taken_for_another_process(

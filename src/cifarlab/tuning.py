@@ -507,11 +507,7 @@ def _search_trial(worker: Worker, trial: Trial) -> float:
 
     for epoch, loss in enumerate(trial.user_attrs.get("losses", []), start=1):
         trial.report(loss, epoch)
-    try:
-        return _train(worker, trial, "trial", _origin(trial), recipe, path, values, after_epoch)
-    finally:
-        if is_run(path) and not worker.stop.is_set():
-            Run(path).keep_record_only()
+    return _train(worker, trial, "trial", _origin(trial), recipe, path, values, after_epoch)
 
 
 def _suggest(trial: Trial, name: str, dimension: Dimension) -> Any:
@@ -541,7 +537,7 @@ def _train(
     """Train one run to its end, or until `after_epoch` prunes it; its loss is that of the weights `evaluate` takes."""
     import optuna
 
-    state, error, loss = "complete", None, None
+    state, error, loss = "cut off", None, None  # by a stop, a full disk, a lock, a mistake of ours: gone on with later
     losses: list[float] = []
     try:
         job, run, losses = _begin(recipe, path, worker.search.source, trial.user_attrs.get("losses", []))
@@ -554,7 +550,7 @@ def _train(
                     after_epoch(losses)
                 if isinstance(event, EpochDone | StepDone):
                     worker.show(_progress(worker, stage, number, values, len(losses)))
-        loss = min(losses) if recipe.weights == "best" else losses[-1]
+        state, loss = "complete", min(losses) if recipe.weights == "best" else losses[-1]
         return loss
     except optuna.TrialPruned:
         state, loss = "pruned", min(losses)
@@ -563,12 +559,6 @@ def _train(
         state, error = "diverged", str(diverged)
         trial.set_user_attr("diverged", True)
         raise optuna.TrialPruned from None
-    except Interrupted:
-        state = "interrupted"
-        raise
-    except UserError:
-        state = "interrupted"  # the disk is full, or the run is in use: nothing about these settings
-        raise
     except (RuntimeError, MemoryError, _CannotTrain) as failed:
         state, error = "failed", (str(failed) or type(failed).__name__).splitlines()[0]
         trial.set_user_attr("error", error)
@@ -578,7 +568,9 @@ def _train(
         seconds = rows[-1]["elapsed_seconds"] if rows else 0.0
         trial.set_user_attr("elapsed_seconds", seconds)
         trial.set_user_attr("images", _images(rows, recipe, path))
-        if state != "interrupted":
+        if state != "cut off":
+            if stage == "trial" and is_run(path):
+                Run(path).keep_record_only()
             of = worker.search.trials if stage == "trial" else _n_finals(worker)
             worker.show(
                 Done(stage, number, of, state, values, recipe.seed, loss, len(losses), seconds, error)
@@ -622,7 +614,7 @@ def _images(rows: Sequence[Row], recipe: Recipe, path: Path) -> int:
 
 def _progress(worker: Worker, stage: Stage, number: int, values: Mapping[str, Any], epoch: int) -> Progress:
     search = worker.search
-    finished = [each for each in worker.study.get_trials(deepcopy=False) if each.state.is_finished()]
+    finished = [each for each in counted(worker.study) if each.state.is_finished()]
     seconds = [each.user_attrs.get("elapsed_seconds", 0.0) for each in finished]
     mean = statistics.fmean(seconds) if seconds else worker.expected_seconds
     finals = [each for each in worker.finals.get_trials(deepcopy=False) if each.state.is_finished()]

@@ -170,7 +170,10 @@ def _finalists(search: Search, study: optuna.Study, finals: optuna.Study) -> lis
             seed: None if _ended_badly(final) else final.value for seed, final in sorted(by_seed.items())
         }
         folder = search.folder / "finalists" / f"trial-{origin:04d}"
-        accuracies = {seed: _accuracy(folder / f"seed-{seed}") for seed in losses}
+        accuracies = {
+            seed: None if _ended_badly(final) else _accuracy(folder / f"seed-{seed}")
+            for seed, final in sorted(by_seed.items())
+        }
         rows.append(
             {
                 "trial": origin,
