@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -130,14 +131,56 @@ def prepare(
     base = open_base(recipe) if begins else None
     if begins and base is None and (weights := pretrained.wanted(recipe.model)):
         pretrained.find(weights)  # their absence is told before anything long
-    if isinstance(data, Source):
-        source = data.sized(recipe.input.size, recipe.input.fit)
-    else:
+    source = _sized_source(recipe, data, data_dir)
+    _check_class_weights(recipe, source.classes)
+    cut = _cut(recipe, source)
+    preparation = _preparation(recipe, cut.training[0], base, resumed)
+    stream = _stream(recipe, *_on_device(cut.training, device), preparation)
+    model = _untrained_model(recipe, source, stream, device)
+    initial_weights = None
+    if base is not None:
+        initial_weights = _begin_with(base, recipe, model, source.classes, preparation)
+    elif begins:
+        initial_weights = pretrained.begin_with(model, recipe.model)
+    _check_batches(recipe, len(stream.labels), model)
+    _check_sizes(stream.sizes, preparation.height, model)
+    return Job(
+        recipe=recipe,
+        source=source,
+        device=device,
+        stream=stream,
+        validation=_on_device(cut.validation, device) if len(cut.validation[1]) else None,
+        validation_indices=cut.held_out.tolist(),
+        model=model,
+        average=new_average(recipe, model),
+        optimizer=new_optimizer(recipe, model, device),
+        initial_weights=initial_weights,
+    )
+
+
+def _sized_source(recipe: Recipe, data: str | Path | Source, data_dir: str | Path | None) -> Source:
+    """The data, with pictures of the recipe's size."""
+    size = recipe.input
+    if not isinstance(data, Source):
         place = None if data_dir is None else Path(data_dir)
-        opened = open_source(data, place, size_pixels=recipe.input.size, fit=recipe.input.fit)
-        source = opened.sized(recipe.input.size, recipe.input.fit)
-    train = source.load("train")
-    settings = recipe.data
+        data = open_source(data, place, size_pixels=size.size, fit=size.fit)
+    return data.sized(size.size, size.fit)
+
+
+_Labelled = tuple[Pictures, np.ndarray]  # pictures uint8 (N, H, W, 3), labels int64 (N,)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What is trained on, what is validated on, and the places of the training pictures that are held out."""
+
+    training: _Labelled
+    validation: _Labelled
+    held_out: np.ndarray
+
+
+def _cut(recipe: Recipe, source: Source) -> _Cut:
+    train, settings = source.load("train"), recipe.data
     chosen, held_out = split_validation(
         train.labels,
         settings.validation,
@@ -151,48 +194,41 @@ def prepare(
         classes=source.classes,
     )
     images = train.images if len(held_out) == 0 else choose(train.images, chosen)
-    preparation = _preparation(recipe, images, base, resumed)
-    stream = BatchStream(
-        images=on_device(images, device),
-        labels=torch.tensor(train.labels[chosen], device=device),
+    if settings.validation == "test":
+        judged = source.load("test")
+        validation = judged.images, judged.labels
+    else:
+        validation = choose(train.images, held_out), train.labels[held_out]
+    return _Cut((images, train.labels[chosen]), validation, held_out)
+
+
+def _on_device(cut: _Labelled, device: torch.device) -> tuple[Images, Tensor]:
+    images, labels = cut
+    return on_device(images, device), torch.tensor(labels, device=device)
+
+
+def _stream(recipe: Recipe, images: Images, labels: Tensor, preparation: Preparation) -> BatchStream:
+    return BatchStream(
+        images=images,
+        labels=labels,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         augmentation=recipe.augment,
         preparation=preparation,
-        sizes=tuple(round(scale * preparation.height) for scale in settings.training_scales),
-        sampling=settings.sampling,
+        sizes=tuple(round(scale * preparation.height) for scale in recipe.data.training_scales),
+        sampling=recipe.data.sampling,
     )
-    _check_class_weights(recipe, source.classes)
-    if settings.validation == "test":
-        test = source.load("test")
-        validation = on_device(test.images, device), torch.tensor(test.labels, device=device)
-    else:
-        judged = on_device(choose(train.images, held_out), device)
-        validation = judged, torch.tensor(train.labels[held_out], device=device)
+
+
+def _untrained_model(recipe: Recipe, source: Source, stream: BatchStream, device: torch.device) -> nn.Module:
+    """The network for the pictures of `stream`; a whitening layer is computed from the first of them."""
+    preparation, classes = stream.preparation, len(source.classes)
     input_shape = 3, preparation.height, preparation.width
     if max(preparation.height, preparation.width) > OWN_SIZE:
-        check_parameters(recipe.model, len(source.classes), input_shape)
-    model = new_model(recipe, len(source.classes), input_shape, device)
+        check_parameters(recipe.model, classes, input_shape)
+    model = new_model(recipe, classes, input_shape, device)
     fit_whitening(model, preparation(_some_pictures(stream, source).permute(0, 3, 1, 2)))
-    initial_weights = None
-    if base is not None:
-        initial_weights = _begin_with(base, recipe, model, source.classes, preparation)
-    elif begins:
-        initial_weights = pretrained.begin_with(model, recipe.model)
-    _check_batches(recipe, len(chosen), model)
-    _check_sizes(stream.sizes, preparation.height, model)
-    return Job(
-        recipe=recipe,
-        source=source,
-        device=device,
-        stream=stream,
-        validation=None if len(validation[1]) == 0 else validation,
-        validation_indices=held_out.tolist(),
-        model=model,
-        average=new_average(recipe, model),
-        optimizer=new_optimizer(recipe, model, device),
-        initial_weights=initial_weights,
-    )
+    return model
 
 
 def _some_pictures(stream: BatchStream, source: Source) -> Tensor:
