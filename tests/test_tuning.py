@@ -150,7 +150,11 @@ def test_a_diverged_training_of_a_finalist_is_the_worst_in_accuracy_too(whole: A
     search, report, _ = whole
     winner = report["winner"]
     study, finals = optuna.create_study(), optuna.create_study()
-    study.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={"values": winner["values"], "origin": winner["trial"]}))
+    study.add_trial(
+        optuna.trial.create_trial(
+            value=1.0, user_attrs={"values": winner["values"], "origin": winner["trial"]}
+        )
+    )
     good, bad = winner["losses"]
     for seed in (good, 99):
         finals.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={"task": (0, seed)}))
@@ -201,7 +205,9 @@ def test_stopped_it_says_that_the_same_command_goes_on(tmp_path: Path) -> None:
     assert report["cost"]["trials"] == 1
 
 
-@pytest.mark.parametrize("failure", [UserError("the disk is full"), KeyError("a mistake")], ids=["disk", "mistake"])
+@pytest.mark.parametrize(
+    "failure", [UserError("the disk is full"), KeyError("a mistake")], ids=["disk", "mistake"]
+)
 def test_what_ends_the_search_leaves_the_trial_to_be_gone_on_with(
     failure: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

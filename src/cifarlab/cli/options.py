@@ -35,6 +35,7 @@ SkipUnreadable = Annotated[
     bool, typer.Option("--skip-unreadable", help="Own pictures: go on without those that cannot be read.")
 ]
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name that `cifarlab recipes` lists.")]
+Seed = Annotated[str | None, typer.Option("--seed", metavar="N", help="Of weights, order, augmentation.")]
 Epochs = Annotated[str | None, typer.Option("--epochs", metavar="N", help="Passes over the data.")]
 Device = Annotated[
     str | None, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")

@@ -20,6 +20,7 @@ from cifarlab.cli.options import (
     Epochs,
     JsonAndProgress,
     LabelsFrom,
+    Seed,
     Settings,
     SkipUnreadable,
 )
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cifarlab.cost import Estimate
+    from cifarlab.data import Source
     from cifarlab.job import Job
     from cifarlab.recipe import Recipe
     from cifarlab.run import Run
@@ -37,52 +39,53 @@ Log = Annotated[
     list[str] | None,
     typer.Option("--log", metavar="mlflow|wandb", help="Send the metrics there too; may be given for each."),
 ]
+RecipeOrDefault = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RECIPE]", help="A name that `cifarlab recipes` lists; without one, fast94 or what fits."
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="The run's directory; default runs/<recipe>-s<seed>-<n>."),
+]
+Seeds = Annotated[
+    int | None,
+    typer.Option("--seeds", metavar="N", help="Train a group, seeds 0 to N-1: DIR/seed-0, DIR/seed-1 ..."),
+]
+Folds = Annotated[
+    int | None,
+    typer.Option("--folds", metavar="K", help="Stratified cross-validation: DIR/fold-0, DIR/fold-1 ..."),
+]
+InitFrom = Annotated[
+    Path | None, typer.Option("--init-from", metavar="RUN", help="Begin with the weights of a run.")
+]
+Freeze = Annotated[
+    list[str] | None,
+    typer.Option("--freeze", metavar="PATTERN", help="Layers that stay as they are, as block*; repeatable."),
+]
+PlanOnly = Annotated[
+    bool, typer.Option("--plan", help="Measure a few steps, print what it would take, stop.")
+]
 
 
 def train(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[RECIPE]", help="A name that `cifarlab recipes` lists; without one, fast94 or what fits."
-        ),
-    ] = None,
+    recipe: RecipeOrDefault = None,
     data: Data = "cifar10",
     data_dir: DataDir = None,
     labels_from: LabelsFrom = None,
     skip_unreadable: SkipUnreadable = False,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="The run's directory; default runs/<recipe>-s<seed>-<n>."),
-    ] = None,
-    seed: Annotated[
-        str | None, typer.Option("--seed", metavar="N", help="Of weights, order, augmentation.")
-    ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(
-            "--seeds", metavar="N", help="Train a group, seeds 0 to N-1: DIR/seed-0, DIR/seed-1 ..."
-        ),
-    ] = None,
-    folds: Annotated[
-        int | None,
-        typer.Option("--folds", metavar="K", help="Stratified cross-validation: DIR/fold-0, DIR/fold-1 ..."),
-    ] = None,
+    out: Out = None,
+    seed: Seed = None,
+    seeds: Seeds = None,
+    folds: Folds = None,
     epochs: Epochs = None,
     device: Device = None,
-    init_from: Annotated[
-        Path | None, typer.Option("--init-from", metavar="RUN", help="Begin with the weights of a run.")
-    ] = None,
-    freeze: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--freeze", metavar="PATTERN", help="Layers that stay as they are, as block*; repeatable."
-        ),
-    ] = None,
+    init_from: InitFrom = None,
+    freeze: Freeze = None,
     settings: Settings = None,
     log: Log = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Measure a few steps, print what it would take, stop.")
-    ] = False,
+    plan: PlanOnly = False,
     as_json: JsonAndProgress = False,
 ) -> None:
     """Train a recipe into a new run directory. Ctrl-C saves, and `cifarlab resume` goes on.
@@ -101,10 +104,7 @@ def train(
     """
     from cifarlab.recipe import override
     from cifarlab.recipes import get_recipe
-    from cifarlab.run import Run, check_out
-    from cifarlab.writers import check_writers
 
-    chosen = get_recipe(recipe or _default_recipe())
     options = {
         "seed": seed,
         "epochs": epochs,
@@ -112,49 +112,61 @@ def train(
         "finetune.init_from": None if init_from is None else json.dumps(str(init_from)),
         "finetune.freeze": json.dumps(freeze) if freeze else None,
     }
-    chosen = override(chosen, overrides_of(options, settings or []))
-    if chosen.finetune.init_from is not None:
-        Run(chosen.finetune.init_from)  # its absence is told before any data are fetched
-    in_group = seeds is not None or folds is not None
+    chosen = override(get_recipe(recipe or _default_recipe()), overrides_of(options, settings or []))
     if seed is not None and seeds is not None:
         raise UserError(f"--seed {seed} and --seeds {seeds}: give one; --seeds trains seeds 0 to {seeds - 1}")
-    if not plan and not in_group:
-        check_out(out)
-    if not plan:
-        check_writers(log or [])
+    in_group = seeds is not None or folds is not None
+    _check_before_data(chosen, None if in_group else out, log or [], plan=plan)
     fetch_weights(chosen)
     source = open_source(
         data, data_dir, recipe=chosen, labels_from=labels_from, skip_unreadable=skip_unreadable
     )
-    if in_group:
-        from cifarlab.cli.train_group import train_group
-
-        train_group(
-            chosen,
-            source,
-            seeds=seeds,
-            folds=folds,
-            data_dir=data_dir,
-            out=out,
-            log=log or [],
-            plan=plan,
-            as_json=as_json,
-        )
+    if not in_group:
+        _train_one(chosen, source, out, log or [], plan=plan, as_json=as_json)
         return
+    from cifarlab.cli.train_group import train_group
+
+    train_group(
+        chosen,
+        source,
+        seeds=seeds,
+        folds=folds,
+        data_dir=data_dir,
+        out=out,
+        log=log or [],
+        plan=plan,
+        as_json=as_json,
+    )
+
+
+def _check_before_data(recipe: Recipe, out: Path | None, log: list[str], *, plan: bool) -> None:
+    """What can be told before any data are fetched: a base that is not there, a folder in use, a library missing."""
+    from cifarlab.run import Run, check_out
+    from cifarlab.writers import check_writers
+
+    if recipe.finetune.init_from is not None:
+        Run(recipe.finetune.init_from)
+    if not plan:
+        check_out(out)
+        check_writers(log)
+
+
+def _train_one(
+    recipe: Recipe, source: Source, out: Path | None, log: list[str], *, plan: bool, as_json: bool
+) -> None:
     from cifarlab.cost import estimate
     from cifarlab.job import prepare
     from cifarlab.training import start
 
-    job = prepare(chosen, source)
+    job = prepare(recipe, source)
     expected = estimate(job)
     if plan and as_json:
         screen.write_json(plan_document(job, expected))
         return
     console = screen.open_console(as_json)
-    print_lines(console, plan_lines(job, expected), chosen)
-    if plan:
-        return
-    _follow(console, job, lambda: start(job, out), log or [], as_json)
+    print_lines(console, plan_lines(job, expected), recipe)
+    if not plan:
+        _follow(console, job, lambda: start(job, out), log, as_json)
 
 
 def resume(

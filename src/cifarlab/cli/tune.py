@@ -19,6 +19,7 @@ from cifarlab.cli.options import (
     JsonAndProgress,
     LabelsFrom,
     RecipeName,
+    Seed,
     Settings,
     SkipUnreadable,
 )
@@ -256,9 +257,7 @@ def lr_find(
         Path | None,
         typer.Option("--figure", metavar="FILE", help="PNG, SVG or PDF; default lr-find-<recipe>.png here."),
     ] = None,
-    seed: Annotated[
-        str | None, typer.Option("--seed", metavar="N", help="Of weights, order, augmentation.")
-    ] = None,
+    seed: Seed = None,
     device: Device = None,
     settings: Settings = None,
     as_json: JsonAndProgress = False,
