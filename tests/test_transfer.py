@@ -172,11 +172,12 @@ def test_earlier_blocks_learn_slower(base: Run, tmp_path: Path) -> None:
         torch.testing.assert_close(slower, part * step, rtol=1e-3, atol=1e-6)
 
 
-def test_resume_is_exact_and_does_not_need_the_base(base: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("block_factor", [0.3, 1.0], ids=["a rate for each block", "one rate for all"])
+def test_resume_is_exact_and_does_not_need_the_base(base: Run, tmp_path: Path, block_factor: float) -> None:
     copied = Run(shutil.copytree(base.path, tmp_path / "base"))
     gradual = {
         "epochs": 4, "finetune.freeze": "block*", "finetune.unfreeze": "block1", "finetune.unfreeze_every_epochs": 1,
-        "finetune.block_factor": 0.3, "schedule.name": "inverse-time", "schedule.decay_per_step": 0.05,
+        "finetune.block_factor": block_factor, "schedule.name": "inverse-time", "schedule.decay_per_step": 0.05,
     }  # fmt: skip
     runs = []
     for name in ("whole", "cut"):

@@ -27,9 +27,10 @@ def build_optimizer(
     groups = _parameter_groups(model, spec.weight_decay, rate_factors or {})
     match spec:
         case SGD():
-            return torch.optim.SGD(
+            optimizer = torch.optim.SGD(
                 groups, lr=spec.learning_rate, momentum=spec.momentum, nesterov=spec.nesterov, fused=fused
             )
+            return _from_rest(optimizer) if spec.momentum > 0.0 else optimizer
         case RMSprop():  # torch has no fused one
             kind = RMSpropInsideRoot if spec.epsilon_place == "inside-root" else torch.optim.RMSprop
             return kind(groups, lr=spec.learning_rate, alpha=spec.rho, eps=spec.epsilon)
@@ -42,6 +43,14 @@ def build_optimizer(
                 groups, lr=spec.learning_rate, betas=betas, eps=spec.epsilon, fused=fused
             )
     raise AssertionError(f"no optimiser for {spec!r}")
+
+
+def _from_rest(optimizer: torch.optim.SGD) -> torch.optim.SGD:
+    """With a velocity of 0 for every weight: torch's fused kernel cannot add those of layers that thaw later."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 class RMSpropInsideRoot(torch.optim.Optimizer):
