@@ -111,7 +111,7 @@ class Killed(BaseException):
     """Stands for a kill at one chosen place: nothing of ours catches it."""
 
 
-@pytest.mark.parametrize("place", ["_forget_states_but", "publish"])
+@pytest.mark.parametrize("place", ["forget_other_states", "publish"])
 def test_a_kill_right_after_a_commit_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -275,3 +275,12 @@ def test_a_thread_may_train_too(tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert Run(tmp_path / "run").is_complete
+
+
+def test_looking_at_a_run_deletes_nothing_that_a_training_is_about_to_name(tmp_path: Path) -> None:
+    run = run_in(tmp_path / "run", RECIPE.model_copy(update={"epochs": 1}))
+    next_file = run.path / "state-000000999.safetensors"
+    next_file.write_bytes(b"written, and not yet in state.json")
+    assert run.load_state() is not None and next_file.exists()
+    list(training.fit(*training.reopen(run.path)))  # under the lock: what a killed training left
+    assert not next_file.exists()

@@ -338,7 +338,6 @@ class Run:
             raise UserError(
                 f"{tensors} is damaged: its checksum is not the one in {STATE}; restore it from a copy"
             )
-        self._forget_states_but(tensors.name)
         partial = Partial(**content["partial"])
         return State(content["step"], content["rows"], partial, content["elapsed_seconds"]), load(bytes_read)
 
@@ -346,7 +345,7 @@ class Run:
         """Make `state` the one that a resume starts from, in one rename."""
         from safetensors.torch import save
 
-        file = f"state-{state.step:09d}.safetensors"
+        file = _state_file(state)
         saved = save(_contiguous(tensors))
         content = {
             "file": file,
@@ -355,10 +354,14 @@ class Run:
             **asdict(state),
         }
         self._write({file: saved, STATE: _json(content | {"sha256": _digest(content)})})
-        self._forget_states_but(file)
+        self.forget_other_states(state)
 
-    def _forget_states_but(self, kept: str) -> None:
-        """Delete other state files and their checksums, those too that a kill left behind."""
+    def forget_other_states(self, state: State) -> None:
+        """Delete the state files of other steps and their checksums, those too that a kill left behind.
+
+        Under the lock alone: a training at work writes its next file before state.json names it.
+        """
+        kept = _state_file(state)
         found = {path.name for path in self.path.glob("state-*.safetensors")}
         listed = {name for name in self._sums() if name.startswith("state-")}
         old = (found | listed) - {kept}
@@ -600,6 +603,10 @@ def _make_numbered(parent: Path, stem: str) -> Path:
             return parent / f"{stem}-{number}"
         except FileExistsError:
             number += 1
+
+
+def _state_file(state: State) -> str:
+    return f"state-{state.step:09d}.safetensors"
 
 
 def _training_digest(recipe: Recipe) -> str:

@@ -403,6 +403,7 @@ def _restore(job: Job, run: Run) -> State:
     if stored is None:
         return State()
     state, tensors = stored
+    run.forget_other_states(state)
     job.model.load_state_dict(_part(tensors, "model"))
     if job.average is not None:
         job.average.load_state_dict(_part(tensors, "average"))
