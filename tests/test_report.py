@@ -60,6 +60,21 @@ def test_it_says_what_evaluate_says(single_report: Page) -> None:
     assert single_report.document["n_changed_pictures"] == FEW
 
 
+def test_heat_maps_are_of_the_surest_hits_each_of_another_class(single_report: Page) -> None:
+    stored = single_report.run.load_logits("test")
+    assert stored is not None
+    logits, labels = stored[0]["logits-best"].double(), stored[0]["labels"]
+    sureness, answers = logits.softmax(1).max(1)
+    hit_of_class: dict[int, int] = {}
+    for index in sureness.argsort(descending=True, stable=True).tolist():
+        if answers[index] == labels[index]:
+            hit_of_class.setdefault(int(labels[index]), index)
+    (shown,) = re.findall(r"<h3>Surest hits, each of another class</h3>(.*?)<h3>", single_report.text, re.S)
+    assert [int(index) for index in re.findall(r'data-picture="(\d+)"', shown)] == list(
+        hit_of_class.values()
+    )[:6]
+
+
 def test_one_file_that_asks_for_nothing_and_is_small(single_report: Page) -> None:
     assert single_report.document["size_bytes"] == single_report.path.stat().st_size < 3_000_000
     before_scripts = single_report.text.split('<script type="application/json"')[0]

@@ -37,10 +37,11 @@ def heat_examples(judged: Judged) -> tuple[tuple[Heat, ...], tuple[Heat, ...]]:
     if last_convolution(judged.model) is None:
         return (), ()
     surest = np.argsort(-judged.sureness, kind="stable")
-    right = [int(index) for index in surest if judged.is_right[index]]
-    hits = list({int(judged.labels[index]): index for index in reversed(right)}.values())[::-1][:EXAMPLES]
-    wrong = [int(index) for index in surest if not judged.is_right[index]][:EXAMPLES]
-    return _heats(judged, hits), _heats(judged, wrong)
+    hit_of_class: dict[int, int] = {}
+    for index in surest[judged.is_right[surest]].tolist():
+        hit_of_class.setdefault(int(judged.labels[index]), index)
+    wrong = surest[~judged.is_right[surest]].tolist()
+    return _heats(judged, list(hit_of_class.values())[:EXAMPLES]), _heats(judged, wrong[:EXAMPLES])
 
 
 def first_filters(judged: Judged) -> Filters:
