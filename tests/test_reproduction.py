@@ -479,9 +479,7 @@ def test_the_cost_of_a_training_is_measured_for_its_own_number_of_epochs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With pictures that grow from epoch to epoch the first epoch is not like the others."""
-    from rich.console import Console
-
-    from cifarlab.cli.queue import print_cost
+    from cifarlab.cli.queue import cost_of
     from cifarlab.cost import Estimate
 
     measured = []
@@ -493,5 +491,5 @@ def test_the_cost_of_a_training_is_measured_for_its_own_number_of_epochs(
     monkeypatch.setattr("cifarlab.job.prepare", lambda recipe, source: recipe)
     monkeypatch.setattr("cifarlab.cost.estimate", estimate)
     recipe = RECIPES["airbench94"].model_copy(update={"epochs": 3})
-    print_cost(Console(), [Planned(tmp_path / "run", recipe, "demo")], tiny_source())
+    cost_of([Planned(tmp_path / "run", recipe, "demo")], tiny_source())
     assert measured == [3]

@@ -248,6 +248,12 @@ def test_plan_tells_the_cost_and_leaves_no_trace(
     code, printed, _ = ask(capsys, "study", file, "--data", "demo", "--out", tmp_path / "out", "--plan")
     assert code == 0 and "6 trainings: 6 missing" in printed and "expected: " in printed
     assert len(measured) == 1  # a rate changes no cost
+    code, document, _ = ask(
+        capsys, "study", file, "--data", "demo", "--out", tmp_path / "out", "--plan", "--json"
+    )
+    planned = json.loads(document)
+    assert code == 0 and planned["standings"] == {"missing": 6} and planned["refused"] == {}
+    assert planned["elapsed_seconds"] > 0 and planned["disk_bytes"] > 0
     assert not (tmp_path / "out").exists()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from cifarlab import text
 from cifarlab.errors import DivergedError, Interrupted, UserError
@@ -20,41 +22,62 @@ def unfinished(planned: Sequence[Planned]) -> list[Planned]:
     return [each for each in planned if each.standing in ("missing", "cut off")]
 
 
-def print_cost(console: Console, planned: Sequence[Planned], source: Source | None) -> dict[str, UserError]:
-    """Say what is there and what the rest will take, from a few measured steps of each kind.
+@dataclass(frozen=True)
+class Cost:
+    """How many trainings stand how, and what those that are left will take on this machine as it is now.
 
-    `source` may be None where nothing is left to train. Gives what cannot be trained here, by the recipe's name, with
-    the reason: weights that are not there, for example.
+    `refused` holds what cannot be trained here, by the recipe's name, with the reason: weights that are not there, for
+    example.
     """
-    standings = [each.standing for each in planned]
-    told = ", ".join(f"{standings.count(s)} {s}" for s in dict.fromkeys(standings))
-    console.print(f"{text.count(len(planned), 'training')}: {told}", markup=False)
-    left = unfinished(planned)
-    if not left or source is None:
-        return {}
+
+    standings: dict[str, int]
+    elapsed_seconds: float
+    disk_bytes: float
+    refused: dict[str, UserError]
+
+    def to_dict(self) -> dict[str, Any]:
+        """{standings, elapsed_seconds, disk_bytes, refused: {recipe: reason}}, for JSON."""
+        return {
+            "standings": self.standings,
+            "elapsed_seconds": self.elapsed_seconds,
+            "disk_bytes": self.disk_bytes,
+            "refused": {name: str(reason) for name, reason in self.refused.items()},
+        }
+
+
+def cost_of(planned: Sequence[Planned], source: Source | None) -> Cost:
+    """From a few measured steps of each kind. `source` may be None where nothing is left to train."""
     from cifarlab.cost import Estimate, estimate
     from cifarlab.job import prepare
 
     known: dict[str, Estimate] = {}
     refused: dict[str, UserError] = {}
     seconds = disk_bytes = 0.0
-    for each in left:
+    for each in unfinished(planned):
+        assert source is not None, "trainings are left, and no data source is open"
         kind = _costs_like(each.recipe)
         key = kind.model_dump_json()
-        if key not in known:
+        if key not in known and kind.name not in refused:
             try:
                 known[key] = estimate(prepare(kind, source))
             except UserError as error:
                 refused[kind.name] = error
-                continue
-        seconds += each.seconds_left(known[key])
-        disk_bytes += known[key].disk_bytes
-    console.print(
-        f"expected: {text.duration(seconds)} on this machine as it is now: done at {text.clock_after(seconds)};"
-        f" {text.size(disk_bytes)} of disk\n",
-        markup=False,
-    )
-    return refused
+        if key in known:
+            seconds += each.seconds_left(known[key])
+            disk_bytes += known[key].disk_bytes
+    return Cost(dict(Counter(each.standing for each in planned)), seconds, disk_bytes, refused)
+
+
+def print_cost(console: Console, cost: Cost) -> None:
+    told = ", ".join(f"{n} {standing}" for standing, n in cost.standings.items())
+    console.print(f"{text.count(sum(cost.standings.values()), 'training')}: {told}", markup=False)
+    if cost.elapsed_seconds:
+        seconds = cost.elapsed_seconds
+        console.print(
+            f"expected: {text.duration(seconds)} on this machine as it is now: done at {text.clock_after(seconds)};"
+            f" {text.size(cost.disk_bytes)} of disk\n",
+            markup=False,
+        )
 
 
 def _costs_like(recipe: Recipe) -> Recipe:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cifarlab.claims import Tested
+    from cifarlab.cli.queue import Cost
     from cifarlab.plan import Planned
     from cifarlab.recipe import Recipe
     from cifarlab.reproduction import Entry
@@ -65,10 +66,12 @@ def reproduce(
     chosen = published_recipes(recipes or [])
     console = screen.open_console(as_json)
     planned = planned_runs(chosen, results, seeds, epochs, _device_settings(device or []))
-    if not no_train:
-        _train(console, planned, results, data_dir, plan)
-    if plan:
-        return
+    if plan or not no_train:
+        cost = _train(console, planned, results, data_dir, plan)
+        if plan:
+            if as_json:
+                screen.write_json(cost.to_dict())
+            return
     _evaluate_finished(console, chosen, results, data_dir)
     entries, left_out = _write_tables(chosen, results)
     tested = _test_claims(results) if claims else []
@@ -103,18 +106,19 @@ def _device_settings(assignments: list[str]) -> dict[str, Any]:
 
 def _train(
     console: Console, planned: Sequence[Planned], results: Path, data_dir: Path | None, plan: bool
-) -> None:
-    from cifarlab.cli.queue import carry_out, print_cost, unfinished
+) -> Cost:
+    from cifarlab.cli.queue import carry_out, cost_of, print_cost, unfinished
 
     source = open_source("cifar10", data_dir) if unfinished(planned) else None
-    refused = print_cost(console, planned, source)
-    for name, reason in refused.items():
+    cost = cost_of(planned, source)
+    print_cost(console, cost)
+    for name, reason in cost.refused.items():
         console.print(f"left out: {name}: {reason}", markup=False)
-    if plan:
-        return
-    possible = [each for each in planned if each.recipe.name not in refused]
-    for each in carry_out(console, possible, source):
-        _evaluate_finished(console, [each.recipe], results, data_dir)
+    if not plan:
+        possible = [each for each in planned if each.recipe.name not in cost.refused]
+        for each in carry_out(console, possible, source):
+            _evaluate_finished(console, [each.recipe], results, data_dir)
+    return cost
 
 
 def _evaluate_finished(

@@ -50,7 +50,7 @@ def study(
       cifarlab study batch-size --seeds 1
       cifarlab study my-study.toml --out runs/mine
     """
-    from cifarlab.cli.queue import carry_out, print_cost, unfinished
+    from cifarlab.cli.queue import carry_out, cost_of, print_cost, unfinished
     from cifarlab.data.sources import source_name
     from cifarlab.recipe import parse_assignments
     from cifarlab.study import load_study, plan_study, read_study
@@ -64,15 +64,19 @@ def study(
     console.print(
         f"{chosen.title or chosen.name}: {text.count(len(planned), 'point')}, in {folder}", markup=False
     )
-    if not no_train:
+    if plan or not no_train:
         source = (
             open_source(data, data_dir, labels_from=labels_from, skip_unreadable=skip_unreadable)
             if unfinished(trainings)
             else None
         )
-        for refusal in print_cost(console, trainings, source).values():
+        cost = cost_of(trainings, source)
+        print_cost(console, cost)
+        for refusal in cost.refused.values():
             raise refusal
         if plan:
+            if as_json:
+                screen.write_json(cost.to_dict())
             return
         for _ in carry_out(console, trainings, source):
             pass
