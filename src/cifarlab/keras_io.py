@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarlab import __version__
+from cifarlab.data import Source
 from cifarlab.errors import UserError
 from cifarlab.files import write_atomic
 from cifarlab.job import new_average, prepare
@@ -524,7 +525,7 @@ def import_keras(
     file: str | Path,
     recipe: str | Recipe,
     *,
-    data: str = "cifar10",
+    data: str | Path | Source = "cifar10",
     out: str | Path | None = None,
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
@@ -538,7 +539,7 @@ def import_keras(
     Args:
         file: legacy `.h5`, `.weights.h5` or `.keras`, of the recipe's network.
         recipe: a name or a `Recipe`: the network, and the preparation of the pictures.
-        data: `cifar10` or `demo`: what the run is judged on, and trained on by `resume`.
+        data: what the run is judged on, and trained on by `resume`, as for `train`.
         out: the run directory to make; by default `runs/<recipe>-s<seed>-<n>`.
         seed: of data order, augmentation and dropout, should the run be trained on.
         overrides: recipe fields by dotted name.

@@ -34,18 +34,19 @@ def import_keras(
     Example:
       cifarlab import-keras final_model.h5 --recipe vgg3 --out runs/from-keras
     """
-    from cifarlab.recipe import parse_assignments
+    from cifarlab.recipe import override, parse_assignments
     from cifarlab.recipes import get_recipe
     from cifarlab.run import check_out
 
-    chosen, overrides = get_recipe(recipe), parse_assignments(settings or [])
+    overrides = parse_assignments(settings or [])
+    chosen = override(get_recipe(recipe), overrides)
     check_out(out)
     if not file.exists():
         raise UserError(f"there is no file {file}")
-    open_source(data, data_dir)  # fetched here, with a bar, if it has to be
+    source = open_source(data, data_dir, recipe=chosen)
     from cifarlab import keras_io
 
-    run = keras_io.import_keras(file, chosen, data=data, out=out, overrides=overrides, data_dir=data_dir)
+    run = keras_io.import_keras(file, chosen, data=source, out=out, seed=chosen.seed)
     assert run.imported is not None
     if as_json:
         screen.write_json({"run": str(run.path), **run.imported})
