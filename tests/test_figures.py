@@ -157,6 +157,7 @@ def test_groups_are_a_mean_and_a_band() -> None:
         len({str(line._unscaled_dash_pattern) for line in drawn.values()}) == 3
     )  # colour is not the only sign
     assert_nothing_is_cut(figure)
+    assert heights.max() <= loss.get_ylim()[1]
     two_groups = group_curves({"a": [one], "b" * 200: [two]}, title="t")
     assert len(two_groups.axes[0].get_lines()) == 4  # training too
     assert_nothing_is_cut(two_groups)

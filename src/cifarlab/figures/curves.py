@@ -198,7 +198,8 @@ def _epoch_axis(axes: Axes, epochs: Sequence[int]) -> None:
 def _loss_axis(axes: Axes) -> None:
     """From 0, and not so high that a few wild epochs press the rest of the curves flat: those are told in words."""
     lines = [np.array(line.get_data(), dtype=float) for line in axes.get_lines()]
-    points = np.concatenate(lines, axis=1) if lines else np.zeros((2, 0))
+    bands = [np.asarray(path.vertices).T for band in axes.collections for path in band.get_paths()]
+    points = np.concatenate([*lines, *bands], axis=1) if lines else np.zeros((2, 0))
     points = points[:, np.isfinite(points[1])]
     if not points.size or points[1].min() < 0:
         return
