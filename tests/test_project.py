@@ -15,6 +15,7 @@ import typer
 
 import cifarlab
 from cifarlab.cli import app
+from cifarlab.cli.figure import FIGURES
 from cifarlab.recipe import override, parse_assignments
 from cifarlab.recipes import (
     brownlee,
@@ -24,6 +25,7 @@ from cifarlab.recipes import (
     six_convolutions,
     trading,
 )
+from cifarlab.study import load_study
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -80,6 +82,25 @@ def test_recipes_and_settings_in_the_text_are_accepted(page):
         settings = [value for option, value in pairwise(words) if option == "--set"]
         if not any("field=value" in setting for setting in settings):
             override(get_recipe(words[2]), parse_assignments(settings))
+
+
+@every_page
+def test_whole_commands_are_understood(page):
+    """Every command of a shell block, parsed as the command line does it, with the names and settings in it."""
+    shell = [line for line in command_lines(page) if any(line in block for block in blocks(page, "sh"))]
+    for line in shell:
+        name, *arguments = shlex.split(line)[1:]
+        if name.startswith("-"):
+            continue
+        with COMMANDS[name].make_context(name, arguments) as context:
+            given = context.params
+        recipes = [given["recipe"]] if given.get("recipe") else given.get("recipes") or []
+        for recipe in recipes:
+            override(get_recipe(recipe), parse_assignments(given.get("settings") or []))
+        if name == "figure":
+            assert given["name"] in FIGURES, line
+        if name == "study" and not given["name"].endswith(".toml"):
+            load_study(given["name"])
 
 
 @every_page
