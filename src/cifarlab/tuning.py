@@ -537,11 +537,7 @@ def _train(
     """Train one run to its end, or until `after_epoch` prunes it; its loss is that of the weights `evaluate` takes."""
     import optuna
 
-    state, error, loss = (
-        "cut off",
-        None,
-        None,
-    )  # by a stop, a full disk, a lock, a mistake of ours: gone on with later
+    state, error, loss = "cut off", None, None  # until it is known how it ended
     losses: list[float] = []
     try:
         job, run, losses = _begin(recipe, path, worker.search.source, trial.user_attrs.get("losses", []))
