@@ -332,6 +332,9 @@ def test_what_keras_has_no_layer_for(tmp_path):
         UserError, match=r"no layer of Keras is known for 1 \(GELU\): write .weights.h5 instead"
     ):
         save_keras(tmp_path / "a.keras", nn.Sequential(nn.Linear(3, 3), nn.GELU()), input_shape=(3, 1, 1))
+    for suffix in (".keras", ".h5", ".weights.h5"):
+        with pytest.raises(UserError, match=r"files is known for 0 \(PReLU\)$"):
+            save_keras(tmp_path / f"a{suffix}", nn.Sequential(nn.PReLU()), input_shape=(3, 1, 1))
     with pytest.raises(UserError, match="should end in .keras, .weights.h5 or .h5"):
         save_keras(tmp_path / "a.pt", network(), input_shape=SHAPE)
     assert not list(tmp_path.iterdir())

@@ -372,6 +372,7 @@ def save_keras(
     """
     path = Path(path)
     check_suffix(path)
+    weighted_layers(model)  # first what no format of Keras's has room for
     if path.name.endswith(".weights.h5"):
         write_atomic(path, _weights_hdf5(model))
     elif path.suffix == ".keras":
