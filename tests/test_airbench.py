@@ -15,7 +15,7 @@ from cifarlab.optim import build_optimizer, orthogonalise, set_learning_rate
 from cifarlab.recipe import Data, Linear, Loss, Muon, override
 from cifarlab.recipes import get_recipe
 from cifarlab.training import EpochDone, fit, reopen, start, train_step
-from tests.tiny import RECIPE, tiny_source
+from tests.tiny import RECIPE, tiny_source, use_source
 
 SMALL = RECIPE.model_copy(
     update={
@@ -150,7 +150,7 @@ def test_the_loss_may_be_summed_for_the_gradient() -> None:
 
 
 def test_a_resumed_training_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cifarlab.job.open_source", tiny_source)
+    use_source(monkeypatch, tiny_source)
     update = {
         "model": Airbench(widths=(8, 12), whitening_bias_epochs=1),
         "data": Data(training_scales=(0.5, 0.625, 1.0)),

@@ -1,6 +1,7 @@
 """Pictures in memory as a data source: arrays and PyTorch data sets, trained on, judged and gone on with."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from cifarlab.calibration import calibrate
 from cifarlab.cli import main
 from cifarlab.data import Source, from_arrays, from_dataset, from_folder
 from cifarlab.errors import UserError
+from cifarlab.figures import named
+from cifarlab.report import write_report
 from cifarlab.run import Run
 from tests.tiny import RECIPE, tiny_source
 
@@ -57,13 +60,37 @@ def test_the_command_line_says_that_it_cannot_have_the_arrays(run: Run, capsys) 
 
 
 def test_a_run_on_arrays_is_gone_on_with(run: Run, content, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(run.path, copy)
     with pytest.raises(UserError, match="give the same source again"):
         cifarlab.resume(copy, epochs=3)
     assert len(cifarlab.resume(copy, epochs=3, data=given(content)).metrics) == 3
+
+
+def test_report_and_figures_take_the_arrays_again(run: Run, content, tmp_path: Path, capsys) -> None:
+    copy, source = Run(shutil.copytree(run.path, tmp_path / "run")), given(content)
+    draw = {"predictions": named.predictions, "probabilities": named.probabilities}
+    for stored in copy.path.glob("logits-*"):
+        stored.unlink()
+    with pytest.raises(UserError, match=r"cifarlab\.evaluate\('.*', data=source\) in Python"):
+        write_report([copy], tmp_path / "page.html", data=source)
+    result = cifarlab.evaluate(copy, data=source)
+    assert write_report([copy], tmp_path / "page.html", data=source).accuracies == (result.accuracy,)
+    for name, figure in draw.items():
+        assert figure(copy, data=source).axes
+        with pytest.raises(UserError, match="was trained on other data"):
+            figure(copy, data=given((content[0][::-1], content[1])))
+        assert main(["figure", name, str(copy.path), "--out", str(tmp_path / "x.png")]) == 2
+        error = capsys.readouterr().err
+        assert "cifarlab.figures.named take it alike" in error and error.count("\n") == 1
+    assert main(["report", str(copy.path), "--out", str(tmp_path / "x.html")]) == 2
+    error = capsys.readouterr().err
+    assert "cifarlab.report.write_report" in error and error.count("\n") == 1
+    assert (
+        main(["figure", "predictions", str(copy.path), "--data", "demo", "--out", str(tmp_path / "x.png")])
+        == 2
+    )
+    assert "--data is not for the figure predictions" in capsys.readouterr().err
 
 
 def test_without_test_pictures_validation_judges(content, tmp_path: Path) -> None:

@@ -1,19 +1,28 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
+from scipy.stats import beta
 from sklearn.calibration import calibration_curve
 
 from cifarlab import UserError, load_predictor
-from cifarlab.calibration import calibrate, fit_temperature, measure_calibration
+from cifarlab.calibration import (
+    ALARMS_SURE_ENOUGH,
+    calibrate,
+    fit_temperature,
+    measure_calibration,
+    temperature_standard_error,
+)
 from cifarlab.cli import main
 from cifarlab.data import open_source
-from cifarlab.evaluation import load_answers
+from cifarlab.evaluation import evaluate, load_answers
 from cifarlab.familiarity import score, threshold_at
 from cifarlab.run import Run
 
@@ -64,7 +73,79 @@ def test_the_error_is_a_share_whatever_the_logits(seed: int, n: int, classes: in
     found = measure_calibration(logits, labels)
     assert 0.0 <= found.expected_error <= 1.0
     assert sum(each.n for each in found.bins) == n
-    assert 0.05 <= fit_temperature(logits, labels) <= 20.0
+    assert 0.05 <= (fit_temperature(logits, labels) or 1.0) <= 20.0
+
+
+def test_the_standard_error_is_the_spread_of_temperatures() -> None:
+    drawings = [drawn(seed, 300, scale=2.0) for seed in range(200)]
+    fitted = [fit_temperature(*drawing) for drawing in drawings]
+    told = [
+        temperature_standard_error(logits, temperature or 1.0)
+        for (logits, _), temperature in zip(drawings, fitted, strict=True)
+    ]
+    assert np.std(np.array(fitted, float)) == pytest.approx(np.mean(told), rel=0.15)
+
+
+def test_the_rate_of_false_alarms_is_fixed_to_a_factor_of_two() -> None:
+    """The share of all pictures that lie below the k-th lowest of n: David and Nagaraja, Order Statistics, 2.1."""
+    for rate in (0.02, 0.1):
+        n = round(ALARMS_SURE_ENOUGH / rate)
+        below = beta(ALARMS_SURE_ENOUGH, n - ALARMS_SURE_ENOUGH + 1)
+        assert below.cdf(2 * rate) - below.cdf(rate / 2) > 0.95
+        too_few = beta(ALARMS_SURE_ENOUGH // 2, n // 2 - ALARMS_SURE_ENOUGH // 2 + 1)
+        assert too_few.cdf(2 * rate) - too_few.cdf(rate / 2) < 0.95
+
+
+def test_answers_that_are_all_right_or_worthless_have_no_temperature() -> None:
+    logits = np.eye(4)[[0, 1, 2, 3, 0]] * 3.0
+    assert fit_temperature(logits, np.array([0, 1, 2, 3, 0])) is None
+    assert fit_temperature(logits, np.array([1, 2, 3, 0, 1])) is None
+
+
+def few(run: Run, n: int, *, right: bool = False) -> Run:
+    """The run with `n` validation pictures that are judged already."""
+    logits, labels = drawn(3, n, classes=10)
+    if right:
+        labels = logits.argmax(1)
+    tensors = {"logits-best": torch.tensor(logits).float(), "labels": torch.tensor(labels)}
+    checksums = {"best": run.weights_checksum("best")}
+    run.write_logits("validation", tensors, {"weights_sha256": checksums, "data": run.data["checksum"]})
+    return run
+
+
+@pytest.mark.parametrize(
+    ("n", "right", "problems"),
+    [
+        (
+            12,
+            True,
+            ["no temperature can be found from 12 validation pictures", "too few for a threshold with 2.0 %"],
+        ),
+        (
+            60,
+            False,
+            [r"the temperature is .* from 60 .*: about \d+ would", "60 .*: few for .*; 500 fix that rate"],
+        ),
+        (3_000, False, []),
+    ],
+)
+def test_too_few_pictures_are_told(
+    run: Run, capsys: pytest.CaptureFixture[str], n: int, right: bool, problems: list[str]
+) -> None:
+    few(run, n, right=right)
+    picture = str(run.path / "figures" / "learning-curves.png")
+    plain = load_predictor(run).predict(picture)
+    assert main(["calibrate", str(run.path)]) == 0
+    captured = capsys.readouterr()
+    told = captured.err.splitlines()
+    assert len(told) == len(problems)
+    assert all(re.search(problem, line) for problem, line in zip(problems, told, strict=True))
+    found = run.calibration
+    assert found is not None and found["n"] == n
+    assert (found["temperature"] is None, found["threshold"] is None) == (right, n < 50)
+    prediction = load_predictor(run).predict(picture)
+    assert (prediction[0].unlike_training is None) == (n < 50)
+    assert (prediction[0].predictions == plain[0].predictions) == right
 
 
 def test_a_probability_of_one_has_its_bin() -> None:
@@ -78,9 +159,23 @@ def run(demo_run: Run, tmp_path: Path) -> Run:
     return Run(tmp_path / "run")
 
 
+def with_labels_it_could_have_known(run: Run) -> None:
+    """Its answers to validation pictures, stored with labels drawn by its own probabilities at a temperature of 3."""
+    evaluate(run, split="validation")
+    stored = run.load_logits("validation")
+    assert stored is not None
+    tensors, header = stored
+    draws = np.random.default_rng(0)
+    probabilities = softmax(tensors["logits-best"].numpy().astype(float) / 3, axis=1)
+    labels = [draws.choice(len(row), p=row) for row in probabilities]
+    run.write_logits("validation", {**tensors, "labels": torch.tensor(labels)}, header)
+
+
 def test_a_calibrated_run_predicts_with_its_temperature_and_warns_at_its_rate(run: Run) -> None:
     before = load_predictor(run)
+    with_labels_it_could_have_known(run)
     found = calibrate(run, false_alarms=0.1)
+    assert found["temperature"] == pytest.approx(3.0, rel=0.1)
     assert found == run.calibration == json.loads((run.path / "calibration.json").read_text())
     logits, labels = (tensor.numpy() for tensor in load_answers(run, "validation", "best"))
     assert found["temperature"] == fit_temperature(logits, labels)

@@ -87,7 +87,7 @@ def test_the_test_set_is_opened_once_for_the_same_weights(run: Run, monkeypatch:
     assert len(uses) == 1
     assert uses[0]["weights"] == "best"
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "open_source", lambda *_: pytest.fail("the data was opened again"))
+        patch.setattr(evaluation, "reopen_source", lambda *_, **__: pytest.fail("the data was opened again"))
         again = evaluate(run)
     assert again == first
     assert (first.reused, again.reused) == (False, True)
@@ -227,7 +227,7 @@ def test_views_give_a_second_figure_beside_the_plain_one(run: Run, monkeypatch: 
     assert first.accuracy_with_tta == (mean.argmax(1) == tensors["labels"]).mean()
     assert stored(run)["test"]["last"]["accuracy_with_tta"] == first.accuracy_with_tta
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "open_source", lambda *_: pytest.fail("the data was opened again"))
+        patch.setattr(evaluation, "reopen_source", lambda *_, **__: pytest.fail("the data was opened again"))
         again = evaluate(Run(run.path), weights="last")
         assert again == first and again.reused
         with_views(run, "mirror")

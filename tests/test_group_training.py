@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cifarlab import Interrupted, Run, UserError, evaluation, group_training, train_group
+from cifarlab import Interrupted, Run, UserError, group_training, train_group
 from cifarlab.cli import main
 from cifarlab.cli import train as command
 from cifarlab.out_of_fold import load_out_of_fold
 from cifarlab.training import EpochDone
-from tests.tiny import RECIPE, tiny_source
+from tests.tiny import RECIPE, tiny_source, use_source
 
 DEMO = (
     "train",
@@ -32,8 +32,8 @@ DEMO = (
 
 
 def use_tiny_data(patched: pytest.MonkeyPatch) -> None:
-    for module in (group_training, evaluation, command):
-        patched.setattr(module, "open_source", tiny_source)
+    use_source(patched, tiny_source)
+    patched.setattr(command, "open_source", tiny_source)
 
 
 @pytest.fixture(autouse=True)

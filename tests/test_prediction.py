@@ -20,7 +20,7 @@ from cifarlab.models.specs import VGG
 from cifarlab.prediction import Prediction, Predictor, Ranked, load_predictor, write_csv
 from cifarlab.preparation import Preparation
 from cifarlab.run import Run
-from tests.tiny import RECIPE, tiny_source
+from tests.tiny import RECIPE, tiny_source, use_source
 
 CLASSES = ("red", "green", "blue")
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -198,7 +198,7 @@ def test_a_picture_has_the_same_answer_in_any_company(batch_norm: bool) -> None:
 
 
 def test_a_run_directory_is_all_that_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_module, "open_source", tiny_source)
+    use_source(monkeypatch, tiny_source)
     job = training.prepare(RECIPE.model_copy(update={"epochs": 1}), "demo")
     run = training.start(job, tmp_path / "run")
     for _ in training.fit(job, run):

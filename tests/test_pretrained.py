@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cifarlab import Run, UserError, evaluate, features, load_predictor, pretrained, training
-from cifarlab import job as job_module
 from cifarlab.cli import main
 from cifarlab.models import build_model
 from cifarlab.models.specs import VGG16
@@ -24,7 +23,7 @@ from cifarlab.models.vgg16 import BLOCKS, Upsample, base_of
 from cifarlab.preparation import Preparation
 from cifarlab.recipe import override
 from cifarlab.recipes import get_recipe
-from tests.tiny import tiny_source
+from tests.tiny import tiny_source, use_source
 
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
 TINY = {"batch_size": 60, "epochs": 1, "device.threads": 1, "model.dense": 8, "data.validation_images": 24}
@@ -35,8 +34,7 @@ def _few_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def source(*_: Any, **__: Any) -> Any:
         return tiny_source(images=84)
 
-    monkeypatch.setattr(job_module, "open_source", source)
-    monkeypatch.setattr("cifarlab.evaluation.open_source", source)
+    use_source(monkeypatch, source)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
 
 
@@ -216,7 +214,7 @@ def test_upsampling_is_bilinear_and_makes_room() -> None:
 @pytest.fixture(scope="module")
 def frozen_run(keras_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job_module, "open_source", lambda *_, **__: tiny_source(images=84))
+        use_source(patch, lambda *_, **__: tiny_source(images=84))
         changes = {**TINY, "model.weights": str(keras_file), "data.preparation": "imagenet-bgr"}
         changes |= {"optimizer.learning_rate": 1e-4}
         out = tmp_path_factory.mktemp("frozen") / "run"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cifarlab import UserError, evaluate, evaluation, group_training, job, train, tta
+from cifarlab import UserError, evaluate, train, tta
 from cifarlab.calibration import fit_temperature
 from cifarlab.cli import main
 from cifarlab.data import Source, Split, open_source
@@ -23,7 +23,7 @@ from cifarlab.report.stress import sample
 from cifarlab.run import Run
 from cifarlab.statistics import proportion_interval
 from tests.report_pages import FEW, HOSTILE, Page, copied, page_of
-from tests.tiny import RECIPE
+from tests.tiny import RECIPE, use_source
 
 
 @pytest.fixture
@@ -141,8 +141,7 @@ def test_any_number_of_classes_and_size_of_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int, height: int, width: int
 ) -> None:
     source = drawn_source(classes, height, width)
-    for module in (job, evaluation):
-        monkeypatch.setattr(module, "open_source", lambda *_, **__: source)
+    use_source(monkeypatch, lambda *_, **__: source)
     changes = {"model": VGG(widths=(4,), dense=8), "epochs": 1, "data": Data(validation="none")}
     run = train(RECIPE.model_copy(update=changes), data="demo", out=tmp_path / "run")
     page = page_of(run, options=("--sample", "6"))
@@ -261,8 +260,7 @@ def test_labels_are_judged_out_of_fold_where_folds_exist(
         return content
 
     drawn = dataclasses.replace(source, read=read)
-    for module in (job, evaluation, group_training):
-        monkeypatch.setattr(module, "open_source", lambda *_, **__: drawn)
+    use_source(monkeypatch, lambda *_, **__: drawn)
     changes = {"model": MLP(widths=(8,)), "epochs": 8, "data": Data(), "ema": EMA()}
     runs = train_group(RECIPE.model_copy(update=changes), folds=3, data="demo", out=tmp_path / "folds")
     for page in (page_of(runs[0]), page_of(*runs)):

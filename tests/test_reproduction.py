@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cifarlab import Run, data, evaluation, pretrained
+from cifarlab import Run, data, pretrained
 from cifarlab import job as job_module
 from cifarlab.claims import CLAIMS, Check, Claim, Side
 from cifarlab.claims import test_claims as judge_claims
@@ -31,7 +31,7 @@ from cifarlab.reproduction import (
 from cifarlab.statistics import prediction_interval
 from cifarlab.studies import STUDIES
 from cifarlab.study import load_study, plan_study
-from tests.tiny import RECIPE, tiny_source
+from tests.tiny import RECIPE, tiny_source, use_source
 
 ROOT = Path(__file__).parents[1]
 TINY = override(RECIPE, {"epochs": 1}).model_copy(
@@ -345,8 +345,8 @@ def test_quantities_of_a_run(tmp_path: Path) -> None:
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """A recipe with a published figure, trained in a moment on tiny data that says it is CIFAR-10."""
     source = replace(tiny_source(), name="cifar10")
-    for module in (job_module, evaluation, data):
-        monkeypatch.setattr(module, "open_source", lambda *_, **__: source)
+    use_source(monkeypatch, lambda *_, **__: source)
+    monkeypatch.setattr(data, "open_source", lambda *_, **__: source)
     monkeypatch.setitem(RECIPES, "tiny", TINY)
     return TINY
 

@@ -11,22 +11,21 @@ from pathlib import Path
 import pytest
 
 from cifarlab import Interrupted, Run, UserError, training
-from cifarlab import job as job_module
 from cifarlab.recipe import Recipe, override
 from cifarlab.training import EpochDone
-from tests.tiny import RECIPE, tiny_source
+from tests.tiny import RECIPE, tiny_source, use_source
 
 KILLS = 20
 
 
 @pytest.fixture(autouse=True)
 def _tiny_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_module, "open_source", tiny_source)
+    use_source(monkeypatch, tiny_source)
 
 
 def train_or_resume(out: Path, recipe: Recipe) -> None:
     """One life of a training: it starts, or goes on from wherever an earlier life was killed."""
-    job_module.open_source = tiny_source  # type: ignore[assignment]
+    use_source(pytest.MonkeyPatch(), tiny_source)  # a process of its own knows nothing of the fixture
     if (out / "recipe.json").exists():
         job, run = training.reopen(out)
     else:
@@ -218,7 +217,7 @@ def test_resume_of_a_complete_run_changes_nothing(tmp_path: Path) -> None:
 
 def test_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_in(tmp_path / "run", RECIPE)
-    monkeypatch.setattr(job_module, "open_source", lambda *_, **__: tiny_source(images=290))
+    use_source(monkeypatch, lambda *_, **__: tiny_source(images=290))
     with pytest.raises(UserError, match="was trained on other data"):
         training.reopen(run.path)
 

@@ -18,7 +18,7 @@ from cifarlab.plan import Planned
 from cifarlab.recipe import override
 from cifarlab.studies import STUDIES
 from cifarlab.study import load_study, plan_study, points_of, read_study
-from tests.tiny import RECIPE, tiny_source
+from tests.tiny import RECIPE, tiny_source, use_source
 
 TINY = """
 title = "Batches of the tiny one"
@@ -35,7 +35,7 @@ set.epochs = 1
 
 @pytest.fixture(autouse=True)
 def _tiny_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_module, "open_source", tiny_source)
+    use_source(monkeypatch, tiny_source)
     monkeypatch.setattr(data, "open_source", lambda *_, **__: tiny_source())
 
 

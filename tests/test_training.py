@@ -20,12 +20,12 @@ from cifarlab.recipe import Data, override
 from cifarlab.recipes import get_recipe
 from cifarlab.run import METRICS, best_epoch, stopped_early
 from cifarlab.training import EpochDone, StepDone
-from tests.tiny import RECIPE, tiny_source
+from tests.tiny import RECIPE, tiny_source, use_source
 
 
 @pytest.fixture(autouse=True)
 def _tiny_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_module, "open_source", tiny_source)
+    use_source(monkeypatch, tiny_source)
 
 
 def trained(out: Path, overrides: dict[str, Any] | None = None) -> Run:
@@ -138,7 +138,7 @@ def test_t1_has_782_steps_an_epoch_or_781_with_augmentation(monkeypatch: pytest.
         monkeypatch.setattr(type(job), "n_train", 50_000)
         assert job.steps_per_epoch == steps
         monkeypatch.undo()
-        monkeypatch.setattr(job_module, "open_source", tiny_source)
+        use_source(monkeypatch, tiny_source)
 
 
 def test_validation_on_the_test_set_keeps_no_best_weights(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_the_test_set_is_not_read_by_training(monkeypatch: pytest.MonkeyPatch, t
 
         return type(source)(source.name, source.location, source.classes, source.checksum, read)
 
-    monkeypatch.setattr(job_module, "open_source", open_without_test)
+    use_source(monkeypatch, open_without_test)
     trained(tmp_path / "run", {"epochs": 1})
 
 
@@ -352,7 +352,7 @@ def test_the_real_data_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     if not os.environ.get("CIFARLAB_DATA"):
         pytest.skip("CIFARLAB_DATA does not say where the real CIFAR-10 is")
-    monkeypatch.setattr(job_module, "open_source", open_source)
+    use_source(monkeypatch, open_source)
     monkeypatch.setattr(training, "REPORT_SECONDS", 0.0)
     job = training.prepare(get_recipe("vgg1"))
     assert (job.n_train, job.n_validation, job.steps_per_epoch) == (50_000, 10_000, 782)

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from cifarlab import Interrupted, Run, UserError, evaluate, features, load_predictor, training
-from cifarlab import job as job_module
 from cifarlab.cli import main
 from cifarlab.cost import estimate
 from cifarlab.data import Source
@@ -22,7 +21,7 @@ from cifarlab.recipes import RECIPES
 from cifarlab.training import EpochDone
 from cifarlab.transfer import frozen_layers, rate_factors
 from tests.test_resume import exact
-from tests.tiny import RECIPE, tiny_source
+from tests.tiny import RECIPE, tiny_source, use_source
 
 BASE = {"model.dense": 16, "epochs": 1, "data.preparation": "standardize-channels"}
 CALM = {"optimizer.learning_rate": 0.005, "optimizer.clip_norm": 1.0}
@@ -43,13 +42,13 @@ def other_source(name: str = "demo", data_dir: Path | None = None, **_: Any) -> 
 
 @pytest.fixture(autouse=True)
 def _tiny_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_module, "open_source", tiny_source)
+    use_source(monkeypatch, tiny_source)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job_module, "open_source", tiny_source)
+        use_source(patch, tiny_source)
         out = tmp_path_factory.mktemp("base") / "run"
         return training.train(RECIPE, data="demo", out=out, overrides={**BASE, **CALM})
 
@@ -88,7 +87,7 @@ def test_a_run_is_the_beginning_of_another(base: Run, tmp_path: Path) -> None:
 def test_other_classes_get_a_new_output_and_the_base_s_preparation(
     base: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_module, "open_source", other_source)
+    use_source(monkeypatch, other_source)
     recipe = RECIPE.model_copy(update={"data": base.recipe.data})
     changes = {"finetune": Finetune(init_from=str(base.path), freeze=("block*", "dense*"))}
     job = training.prepare(recipe.model_copy(update=changes), "demo")
@@ -225,7 +224,6 @@ def test_from_the_command_line(base: Run, tmp_path: Path, capsys: pytest.Capture
 def test_a_transferred_run_is_judged_as_any(
     base: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cifarlab.evaluation.open_source", tiny_source)
     run = trained(base, tmp_path / "run", finetune__freeze="block*")
     assert evaluate(run, split="validation").accuracy == run.metrics[-1]["validation_accuracy"]
 
@@ -319,7 +317,7 @@ def test_features_are_kept_for_the_next_run(
     monkeypatch.setattr(features, "_computed", None)  # nothing is computed again
     assert exact(run("second"))["metrics"] == exact(first)["metrics"]
     monkeypatch.undo()
-    monkeypatch.setattr(job_module, "open_source", tiny_source)
+    use_source(monkeypatch, tiny_source)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for path in kept:
         path.write_bytes(path.read_bytes()[:-1] + b"!")  # damaged: computed again

@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 
 from cifarlab import Run, UserError, text, training, tuning
-from cifarlab import job as job_module
 from cifarlab.cli import main
 from cifarlab.errors import Interrupted
 from cifarlab.recipe import override, parse_assignments
@@ -29,7 +28,7 @@ from cifarlab.space import Choices, Range, choose_values, parse_space
 from cifarlab.training import EpochDone
 from cifarlab.tuning import Done, Search, check_search, run_search
 from cifarlab.tuning_report import report_of, train_command
-from tests.tiny import RECIPE, tiny_source
+from tests.tiny import RECIPE, tiny_source, use_source
 
 SMALL = override(
     RECIPE, {"epochs": 2, "model.widths": [4], "model.pool_dropout": [0.1], "augment.rotation": 0}
@@ -40,7 +39,7 @@ SPACE = {"optimizer": {"learning_rate": {"low": 0.001, "high": 0.1, "log": True}
 
 @pytest.fixture(autouse=True)
 def _tiny_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_module, "open_source", tiny_source)
+    use_source(monkeypatch, tiny_source)
 
 
 # The space

@@ -11,7 +11,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from cifarlab.cli import main
 from cifarlab.data import Source, Split
-from cifarlab.data.sources import SplitName
+from cifarlab.data.sources import StoredSplit
 from cifarlab.errors import UserError
 from cifarlab.evaluation import evaluate, load_answers
 from cifarlab.job import prepare
@@ -34,7 +34,7 @@ def source() -> Source:
     """The demo's first 300 pictures, of classes 1 to 4 a tenth only, in which they are uneven."""
     whole = tiny_source()
 
-    def read(split: SplitName) -> Split:
+    def read(split: StoredSplit) -> Split:
         content = whole.load(split)
         kept = (content.labels % 5 == 0) | (np.arange(len(content.labels)) % 3 == 0)
         return Split(content.images[kept], content.labels[kept])
@@ -53,7 +53,7 @@ def run(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module", autouse=True)
 def demo_is_uneven(source: Source):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cifarlab.evaluation.open_source", lambda *_, **__: source)
+        patch.setattr("cifarlab.evaluation.reopen_source", lambda *_, **__: source)
         yield
 
 
@@ -123,9 +123,9 @@ def test_screens_and_json_show_macro_averages(run: Run, capsys: pytest.CaptureFi
 
 def test_even_classes_show_no_macro_averages(demo_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        from cifarlab.data import open_source
+        from cifarlab.data.sources import reopen_source
 
-        patch.setattr("cifarlab.evaluation.open_source", open_source)
+        patch.setattr("cifarlab.evaluation.reopen_source", reopen_source)
         assert main(["evaluate", str(demo_run.path), "--split", "validation"]) == 0
     assert "macro" not in capsys.readouterr().out
 

@@ -11,17 +11,16 @@ import pytest
 from rich.console import Console
 
 from cifarlab import Run, UserError, training
-from cifarlab import job as job_module
 from cifarlab.cli import main
 from cifarlab.progress import follow
 from cifarlab.training import EpochDone, Notice
 from cifarlab.writers import check_writers
-from tests.tiny import RECIPE, tiny_source
+from tests.tiny import RECIPE, tiny_source, use_source
 
 
 @pytest.fixture(autouse=True)
 def _tiny_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_module, "open_source", tiny_source)
+    use_source(monkeypatch, tiny_source)
 
 
 def stopped_after_one_epoch(out: Path, log: list[str]) -> Run:

@@ -1,9 +1,12 @@
 """A tiny training that touches every part of the state: momentum, batch norm, dropout, augmentation, averaging."""
 
 import dataclasses
+from collections.abc import Callable
+
+import pytest
 
 from cifarlab.data import Source, Split, open_source
-from cifarlab.data.sources import SplitName
+from cifarlab.data.sources import StoredSplit
 from cifarlab.models.specs import VGG
 from cifarlab.recipe import EMA, SGD, Augment, Data, Device, Recipe
 
@@ -26,8 +29,14 @@ def tiny_source(*_asked: object, images: int = 300, **_options: object) -> Sourc
     """The demo set's first pictures: 300 to train on (240 after the validation cut), 300 to test on."""
     whole = open_source("demo")
 
-    def read(split: SplitName) -> Split:
+    def read(split: StoredSplit) -> Split:
         content = whole.load(split)
         return Split(content.images[:images], content.labels[:images])
 
     return dataclasses.replace(whole, checksum=f"sha256:{images:064x}", read=read)
+
+
+def use_source(patch: pytest.MonkeyPatch, opened: Callable[..., Source]) -> None:
+    """What trainings, resumed ones and evaluations get, whatever data they ask for."""
+    for module in ("job.open", "group_training.open", "training.reopen", "evaluation.reopen"):
+        patch.setattr(f"cifarlab.{module}_source", opened)

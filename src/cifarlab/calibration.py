@@ -3,6 +3,7 @@
 Source: Guo and others, "On Calibration of Modern Neural Networks", arXiv 1706.04599, sections 2 and 4.2.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
+from cifarlab import text
 from cifarlab.data import Source
 from cifarlab.errors import UserError
 from cifarlab.evaluation import evaluate, load_answers
@@ -21,6 +23,10 @@ BINS = 15  # as in the paper
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures looked at
 RULE: Rule = "energy"  # finds more foreign pictures than the largest logit: benchmarks/foreign_pictures.py
 FALSE_ALARMS = 0.02  # of pictures like those trained on, called unlike them
+SURE_ENOUGH = 0.1  # standard error of a temperature, as a share of it
+# Of n pictures from the same source, about this many below a threshold fix its rate to a factor of two, 19 times in 20:
+# the rate beyond the k-th lowest of n has a beta distribution (k, n - k + 1).
+ALARMS_SURE_ENOUGH = 10
 
 
 @dataclass(frozen=True)
@@ -62,12 +68,15 @@ def measure_calibration(
     return Calibration(temperature, found, float(sum(gaps) / len(labels)), loss)
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     """The temperature of 0.05 to 20 with the lowest cross-entropy on these pictures, which must not be judged on.
 
-    It changes no answer, only how sure each is (section 4.2). The loss is convex in 1 / temperature.
+    It changes no answer, only how sure each is (section 4.2). The loss is convex in 1 / temperature. None where it
+    falls or rises all the way: where every answer is right, as of few pictures, or none is better than guessing.
     """
     logits = logits.astype(np.float64)
+    if _slope(logits, labels, HOTTEST) >= 0 or _slope(logits, labels, COLDEST) <= 0:
+        return None
     found = minimize_scalar(
         lambda inverse: _loss(logits, labels, 1.0 / inverse),
         bounds=(1.0 / HOTTEST, 1.0 / COLDEST),
@@ -75,6 +84,15 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         options={"xatol": 1e-5},
     )
     return float(1.0 / found.x)  # type: ignore[attr-defined]
+
+
+def temperature_standard_error(logits: np.ndarray, temperature: float) -> float:
+    """Of a fitted temperature, from the observed Fisher information of its inverse, as N pictures give it."""
+    logits = logits.astype(np.float64)
+    probabilities = softmax(logits / temperature, axis=1)
+    means = (probabilities * logits).sum(axis=1, keepdims=True)
+    information = (probabilities * (logits - means) ** 2).sum()
+    return float(temperature**2 / np.sqrt(information))
 
 
 def calibrate(
@@ -87,9 +105,11 @@ def calibrate(
     """Fit a run's temperature, and when a picture is unlike its training pictures, on its validation pictures.
 
     Both are written to the run's calibration.json, and prediction goes by them: {weights, weights_sha256, split, n,
-    temperature, expected_calibration_error: {before, after}, rule, threshold, false_alarms}. They are of the weights
-    that the recipe names; the stored answers are used where `evaluate` has looked at validation before. `data` and
-    `data_dir` as for `evaluate`.
+    temperature, temperature_standard_error, expected_calibration_error: {before, after}, rule, threshold,
+    false_alarms, problems}. They are of the weights that the recipe names; the stored answers are used where `evaluate`
+    has looked at validation before. Where the pictures are too few to fix one of the two, that is None and left out
+    of predictions; `problems` says so, a line each, and how many pictures it takes. `data` and `data_dir` as for
+    `evaluate`.
 
     Raises:
         UserError: when the run has no validation pictures to choose by, or `false_alarms` is not between 0 and 1.
@@ -109,29 +129,73 @@ def calibrate(
         raise UserError(
             f"{run.path}: the network's answers are not numbers: its weights are damaged or diverged"
         )
-    temperature = fit_temperature(logits, labels)
+    temperature, n = fit_temperature(logits, labels), len(labels)
+    error = None if temperature is None else temperature_standard_error(logits, temperature)
     found = {
         "weights": weights,
         "weights_sha256": run.weights_checksum(weights),
         "split": "validation",
-        "n": len(labels),
+        "n": n,
         "temperature": temperature,
+        "temperature_standard_error": error,
         "expected_calibration_error": {
             "before": measure_calibration(logits, labels).expected_error,
-            "after": measure_calibration(logits, labels, temperature).expected_error,
+            "after": measure_calibration(logits, labels, temperature or 1.0).expected_error,
         },
         "rule": RULE,
-        "threshold": threshold_at(score(logits, RULE), false_alarms),
+        "threshold": threshold_at(score(logits, RULE), false_alarms)
+        if n >= math.ceil(1 / false_alarms)
+        else None,
         "false_alarms": false_alarms,
+        "problems": [*_temperature_problems(temperature, error, n), *_threshold_problems(n, false_alarms)],
     }
     run.set_calibration(found)
     return found
+
+
+def _temperature_problems(temperature: float | None, error: float | None, n: int) -> list[str]:
+    pictures = text.count(n, "validation picture")
+    if temperature is None or error is None:
+        return [
+            f"no temperature can be found from {pictures}, all answered rightly or no better than by guessing:"
+            " probabilities stay as trained"
+        ]
+    if error <= SURE_ENOUGH * temperature:
+        return []
+    needed = math.ceil(n * (error / temperature / SURE_ENOUGH) ** 2)
+    return [
+        f"the temperature is {temperature:.2g} ± {error:.2g} from {pictures}: about {needed:,} would make it sure to"
+        f" {SURE_ENOUGH:.0%}"
+    ]
+
+
+def _threshold_problems(n: int, false_alarms: float) -> list[str]:
+    needed, fewest = math.ceil(ALARMS_SURE_ENOUGH / false_alarms), math.ceil(1 / false_alarms)
+    if n >= needed:
+        return []
+    rate, pictures = text.percent(false_alarms), text.count(n, "validation picture")
+    enough = f"{needed:,} fix that rate to a factor of two"
+    if n < fewest:
+        return [
+            f"{pictures}: too few for a threshold with {rate} of false alarms, so that no picture will be called unlike"
+            f" the training pictures; {fewest:,} are the fewest, and {enough}"
+        ]
+    return [
+        f"{pictures}: few for a threshold with {rate} of false alarms, which may be none or several times as many;"
+        f" {enough}"
+    ]
 
 
 def _bin(low: float, high: float, confidence: np.ndarray, right: np.ndarray) -> Bin:
     if len(right) == 0:
         return Bin(low, high, 0, None, None)
     return Bin(low, high, len(right), float(confidence.mean()), float(right.mean()))
+
+
+def _slope(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+    """Of the loss, in 1 / temperature."""
+    expected = (softmax(logits / temperature, axis=1) * logits).sum(axis=1)
+    return float((expected - logits[np.arange(len(labels)), labels]).mean())
 
 
 def _loss(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:

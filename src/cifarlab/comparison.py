@@ -201,7 +201,7 @@ def _finished(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
         if by_key:
             kept.append(Group(group.name, tuple(by_key.values())))
     if not kept:
-        raise UserError(f"no run is finished: `cifarlab resume {groups[0].runs[0].path}`")
+        raise UserError(f"no run is finished: `{text.command('resume', groups[0].runs[0].path)}`")
     return kept, notes
 
 
@@ -238,8 +238,8 @@ def _judge_run(run: Run, split: str, evaluate_missing: bool, data_dir: str | Pat
             return Judged(run, float(right.mean()), len(right), right)
     recorded = run.evaluations.get(split, {}).get(weights)
     if has_weights or recorded is None:
-        option = "" if split == "test" else f" --split {split}"
-        way_out = f"`cifarlab evaluate {run.path}{option}`, or --evaluate for all"
+        option = [] if split == "test" else ["--split", split]
+        way_out = f"`{text.command('evaluate', run.path, *option)}`, or --evaluate for all"
         raise UserError(
             f"{run.path} has not been judged on the {split} pictures with its {weights} weights: {way_out}"
         )

@@ -9,27 +9,25 @@ import json
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cifarlab import __version__
-from cifarlab.data import Source, open_source
+from cifarlab import __version__, text
+from cifarlab.data import Source
+from cifarlab.data.listing import SplitName
 from cifarlab.data.loader import on_device
 from cifarlab.data.mapped import Pictures, choose
-from cifarlab.data.own_pictures import reopen_pictures
-from cifarlab.data.sources import check_not_in_memory
+from cifarlab.data.sources import reopen_source
 from cifarlab.environment import choose_device
 from cifarlab.errors import UserError, nearest, one_of
 from cifarlab.macro import macro_mean, uneven
 from cifarlab.preparation import Preparation
 from cifarlab.run import Run, Weights
 from cifarlab.tta import RULES, averaged, view_logits
-
-SplitName = Literal["test", "validation", "train"]
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ def evaluate(
     opened = _opened_split(run, split)
     stored = _stored_logits(run, opened, chosen, views=len(RULES[run.recipe.test_time_views]))
     if stored is None:
-        views, labels, weights_sha256 = _compute_logits(run, split, chosen, data or data_dir, device)
+        views, labels, weights_sha256 = _compute_logits(run, split, chosen, data, data_dir, device)
         result = measure(run, split, chosen, views, labels, reused=False)
         _record(run, result)
         _store_logits(run, opened, chosen, weights_sha256, views, labels)
@@ -152,7 +150,12 @@ def evaluate(
 
 
 def judged_before(
-    run: Run, *, split: str, weights: str | None = None, data_dir: str | Path | None = None
+    run: Run,
+    *,
+    split: str,
+    weights: str | None = None,
+    data: Source | None = None,
+    data_dir: str | Path | None = None,
 ) -> Evaluation:
     """As `evaluate`, but the test set is not opened for it: its answers must have been stored before.
 
@@ -163,12 +166,17 @@ def judged_before(
     chosen = weights or run.default_weights
     run.load_weights(chosen)  # type: ignore[arg-type]  # says what is wrong with them
     if _opened_split(run, split) == "test" and stored_answers(run, split, chosen) is None:
-        option = f" --weights {weights}" if weights else ""
         raise UserError(
-            f"the test set is opened by evaluate alone: `cifarlab evaluate {run.path}{option}` first, or --split"
-            " validation"
+            f"the test set is opened by evaluate alone: {_how_to_judge(run, weights)} first, or --split validation"
         )
-    return evaluate(run, split=split, weights=weights, data_dir=data_dir)
+    return evaluate(run, split=split, weights=weights, data=data, data_dir=data_dir)
+
+
+def _how_to_judge(run: Run, weights: str | None) -> str:
+    if run.data.get("in_memory"):
+        given = f", weights={weights!r}" if weights else ""
+        return f"cifarlab.evaluate({str(run.path)!r}{given}, data=source) in Python, whose data the run was trained on,"
+    return f"`{text.command('evaluate', run.path, *(['--weights', weights] if weights else []))}`"
 
 
 def load_answers(run: Run, split: str, weights: str) -> tuple[Tensor, Tensor]:
@@ -185,31 +193,45 @@ def stored_answers(run: Run, split: str, weights: str) -> tuple[Tensor, Tensor] 
 
 
 def open_pictures(
-    run: Run, split: str, weights: str, *, command: str, data_dir: str | Path | None = None
+    run: Run,
+    split: str,
+    weights: str,
+    *,
+    command: str,
+    data: Source | None = None,
+    data_dir: str | Path | None = None,
 ) -> np.ndarray:
     """Pictures uint8 (N, H, W, 3) of a split, in the order of its logits; a use of the test set is recorded first.
 
     Args:
         weights: those that look at the pictures: "best" or "last".
         command: what the pictures are opened for; it stands in the record.
+        data, data_dir: as for `evaluate`.
 
     Raises:
         UserError: when the data is not there, or is other data than the run was trained with.
     """
-    source = _same_data(run, data_dir)
+    source = open_data(run, data, data_dir)
     if _opened_split(run, split) == "test":
         source.check_has("test")
         _record_use(run, split, weights, run.weights_checksum(weights), command)  # type: ignore[arg-type]
     return _pictures(run, source, split)[0][:]
 
 
-def open_training_pictures(run: Run, data_dir: str | Path | None = None) -> Pictures:
-    """Every training picture, uint8 (N, H, W, 3), validation's among them, in the order of the data set's files.
+def open_data(run: Run, data: Source | None = None, data_dir: str | Path | None = None) -> Source:
+    """The data that a run was trained with, at the size of its inputs; `data` is that already, where it is given.
 
     Raises:
-        UserError: as `open_pictures`.
+        UserError: when the data is not there, or is other data than the run was trained with.
     """
-    return _same_data(run, data_dir).load("train").images
+    size, fit = run.recipe.input.size, run.recipe.input.fit
+    place = None if data_dir is None else Path(data_dir)
+    source = data or reopen_source(run.data, place, size_pixels=size, fit=fit)
+    if source.checksum != run.data["checksum"]:
+        raise UserError(
+            f"{run.path} was trained on other data: {run.data['checksum']}, and {source.location} is {source.checksum}"
+        )
+    return source.sized(size, fit)
 
 
 def measure(run: Run, split: str, weights: str, views: Tensor, labels: Tensor, *, reused: bool) -> Evaluation:
@@ -257,10 +279,15 @@ def _opened_split(run: Run, split: str) -> str:
 
 
 def _compute_logits(
-    run: Run, split: str, weights: Weights, data: Source | str | Path | None, device_name: str
+    run: Run,
+    split: str,
+    weights: Weights,
+    data: Source | None,
+    data_dir: str | Path | None,
+    device_name: str,
 ) -> tuple[Tensor, Tensor, str]:
     """Logits float32 (views, N, classes), labels int64 (N,), and the SHA-256 of the weights that the logits are of."""
-    source = _same_data(run, data)
+    source = open_data(run, data, data_dir)
     device = choose_device(run.recipe.device.model_copy(update={"name": device_name}))
     model, preparation, weights_sha256 = _load_network(run, weights, str(device))
     if _opened_split(run, split) == "test":
@@ -270,23 +297,6 @@ def _compute_logits(
     pictures = on_device(images, device)
     views = view_logits(model, preparation, pictures, run.recipe.test_time_views)
     return views.cpu(), torch.from_numpy(labels), weights_sha256
-
-
-def _same_data(run: Run, data: Source | str | Path | None) -> Source:
-    """The run's data, opened again; `data` is that already, or the folder it is in."""
-    source = data if isinstance(data, Source) else _reopened(run, None if data is None else Path(data))
-    if source.checksum != run.data["checksum"]:
-        raise UserError(
-            f"{run.path} was trained on other data: {run.data['checksum']}, and {source.location} is {source.checksum}"
-        )
-    return source.sized(run.recipe.input.size, run.recipe.input.fit)
-
-
-def _reopened(run: Run, data_dir: Path | None) -> Source:
-    check_not_in_memory(run.data)
-    if "reading" in run.data:
-        return reopen_pictures(run.data, data_dir, run.recipe.input.size, run.recipe.input.fit)
-    return open_source(run.data["name"], data_dir)
 
 
 def _load_network(run: Run, weights: Weights, device: str) -> tuple[nn.Module, Preparation, str]:

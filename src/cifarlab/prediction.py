@@ -53,7 +53,7 @@ class Prediction:
     """What was found for one picture: classes from the most probable on, or the reason why there are none.
 
     `unlike_training` is True for a picture unlike those that the network was trained on, whose classes are a guess;
-    None where nothing is known of it: the run was not calibrated, or there is an error.
+    None where nothing is known of it: the run was not calibrated, or on too few pictures, or there is an error.
     """
 
     path: str | None
@@ -137,8 +137,11 @@ class Predictor:
         known = self.calibration
         if known is None:
             return zip(torch.softmax(logits, dim=1).numpy(), repeat(None), strict=False)
+        probabilities = torch.softmax(logits / (known["temperature"] or 1.0), dim=1).numpy()
+        if known["threshold"] is None:
+            return zip(probabilities, repeat(None), strict=False)
         unlike = score(logits.numpy(), known["rule"]) < known["threshold"]
-        return zip(torch.softmax(logits / known["temperature"], dim=1).numpy(), unlike.tolist(), strict=True)
+        return zip(probabilities, unlike.tolist(), strict=True)
 
     def _stream(self, pictures: Iterable[Picture], top: int) -> Iterator[Prediction]:
         decoded = self._decode(pictures)

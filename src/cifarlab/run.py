@@ -267,7 +267,8 @@ class Run:
             )
         if self.is_record:
             return f"{self.path} is a record: its figures are kept, and its weights are not"
-        return f"{self.path} has no {weights} weights yet: `cifarlab resume {self.path}` goes on with its training"
+        way_out = f"`{text.command('resume', self.path)}` goes on with its training"
+        return f"{self.path} has no {weights} weights yet: {way_out}"
 
     # Training: one writer at a time
 
@@ -577,7 +578,7 @@ def check_out(path: Path | None) -> None:
         raise UserError(f"--out {path} is a file, and a run is a folder: give another")
     if is_run(path):
         raise UserError(
-            f"--out {path} already holds a run: `cifarlab resume {path}` goes on with it, or give another"
+            f"--out {path} already holds a run: `{text.command('resume', path)}` goes on with it, or give another"
         )
     if any(path.iterdir()):
         raise UserError(f"--out {path} is not empty: give a new folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import statistics
 import time
 from collections.abc import Sequence
@@ -16,6 +17,11 @@ def one_line(text: str) -> str:
     return "".join(
         c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text
     )
+
+
+def command(*words: object) -> str:
+    """A command line of cifarlab that can be pasted into a shell, whatever is in the words."""
+    return shlex.join(["cifarlab", *map(str, words)])
 
 
 def without_password(text: str) -> str:

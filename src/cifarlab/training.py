@@ -19,8 +19,7 @@ from torch.nn import functional as F
 
 from cifarlab.data import Source
 from cifarlab.data.loader import DROPOUT, Images, derived_seed
-from cifarlab.data.own_pictures import reopen_pictures
-from cifarlab.data.sources import check_not_in_memory
+from cifarlab.data.sources import reopen_source
 from cifarlab.environment import describe_environment
 from cifarlab.errors import DivergedError, Interrupted, UserError, one_of
 from cifarlab.features import FeaturesDone, cacheable_layers, with_features
@@ -33,6 +32,7 @@ from cifarlab.recipe import Recipe, override, tied_to_total
 from cifarlab.recipes import get_recipe
 from cifarlab.run import Partial, Row, Run, State, best_epoch, check_out, stopped_early
 from cifarlab.schedule import learning_rate_factor
+from cifarlab.text import command
 from cifarlab.transfer import freeze_for_epoch
 from cifarlab.writers import Writers, check_writers, open_writers
 
@@ -140,15 +140,13 @@ def reopen(
         UserError: when the run or its data are damaged, or the plan cannot be changed in this way.
     """
     run = Run(path)
-    if source is None:
-        check_not_in_memory(run.data)
     recipe = _replanned(run, epochs, dict(overrides or {}))
     if "initial_weights" in run.data and run.load_state() is None:
         raise UserError(f"{run.path} was killed before it kept the weights it began with: train it again")
-    if source is None and "reading" in run.data:
+    if source is None:
         place = None if data_dir is None else Path(data_dir)
-        source = reopen_pictures(run.data, place, recipe.input.size, recipe.input.fit)
-    job = prepare(recipe, source or run.data["name"], data_dir, resumed=run)
+        source = reopen_source(run.data, place, size_pixels=recipe.input.size, fit=recipe.input.fit)
+    job = prepare(recipe, source, resumed=run)
     if job.source.checksum != run.data["checksum"]:
         raise UserError(
             f"{run.path} was trained on other data: {run.data['checksum'][:23]}…, and {job.source.location} is"
@@ -370,8 +368,8 @@ def _check_finite(job: Job, run: Run, loss: float, step: int, rows: list[Row]) -
 
 def _interrupted(run: Run, state: State, job: Job, signal_number: int) -> Interrupted:
     done = state.step / job.steps_per_epoch
-    message = f"stopped after {done:.2f} of {job.recipe.epochs} epochs, saved; go on with: cifarlab resume {run.path}"
-    return Interrupted(message, signal_number)
+    stopped = f"stopped after {done:.2f} of {job.recipe.epochs} epochs, saved"
+    return Interrupted(f"{stopped}; go on with: {command('resume', run.path)}", signal_number)
 
 
 def _step_done(job: Job, state: State, pace: "Pace") -> StepDone:

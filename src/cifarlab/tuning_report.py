@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
@@ -74,10 +73,10 @@ def write_report(report: Mapping[str, Any], command: str, folder: Path) -> list[
 
 def train_command(recipe: str, settings: Mapping[str, Any], options: Sequence[str]) -> str:
     """The command that trains with `settings`, to be pasted into a shell."""
-    words = ["cifarlab", "train", recipe, *options]
+    words = ["train", recipe, *options]
     for field, value in settings.items():
         words += ["--set", f"{field}={value if isinstance(value, str) else json.dumps(value)}"]
-    return shlex.join(words)
+    return text.command(*words)
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:

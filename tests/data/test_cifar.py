@@ -21,11 +21,6 @@ REAL = os.environ.get("CIFARLAB_DATA", "")
 needs_cifar10 = pytest.mark.skipif(not REAL, reason="CIFARLAB_DATA does not say where CIFAR-10 is")
 
 
-@pytest.fixture(scope="module")
-def small() -> SmallData:
-    return SmallData()
-
-
 def folder_place(small: SmallData, parent: Path, folder: str = PYTHON) -> Place:
     layout = next(layout for layout in small.dataset.layouts if layout.folder == folder)
     return Place(small.write(parent, folder), layout, is_archive=False)

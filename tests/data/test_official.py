@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_files import make
 from scipy.io import savemat
 from small_cifar import pack, python_batch
 
+from cifarlab.cli import main
 from cifarlab.data import open_source, sources
 from cifarlab.data.cifar import Archive, BatchFile, Dataset, Layout
 from cifarlab.data.official import CIFAR10, CIFAR100, CIFAR100_COARSE, OFFICIAL, SVHN
@@ -98,6 +101,44 @@ def put(parent: Path, folder: str, as_archive: bool = False) -> Path:
     for name, data in FILES[folder].items():
         (parent / folder / name).write_bytes(data)
     return parent / folder
+
+
+@pytest.mark.parametrize("folder", FILES)
+@pytest.mark.parametrize("command", ["data", "train"])
+def test_an_incomplete_official_folder_given_as_a_path_says_what_is_missing(
+    tmp_path, capsys, folder, command
+):
+    place = put(tmp_path, folder)
+    gone = sorted(FILES[folder])[-1]
+    (place / gone).unlink()
+    words = ["data"] if command == "data" else ["train", "vgg1", "--out", str(tmp_path / "run"), "--data"]
+    for given in (place, tmp_path):
+        assert main([*words, str(given)]) == 2
+        error = capsys.readouterr().err
+        assert f"in {place} is not complete: {gone} missing" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("folder", FILES)
+def test_a_damaged_official_file_given_as_a_path_is_named(tmp_path, capsys, folder):
+    place = put(tmp_path, folder)
+    damaged = place / sorted(FILES[folder])[-1]
+    damaged.write_bytes(damaged.read_bytes()[:-7])
+    assert main(["data", str(place)]) == 2
+    error = capsys.readouterr().err
+    assert f"{damaged.name} in {place} is cut short" in error and error.count("\n") == 1
+
+
+def test_folders_called_as_official_files_are_ones_own(tmp_path, capsys):
+    """CIFAR-100's files are called train, test and meta."""
+    make(
+        tmp_path / "own", *(f"{split}/{name}/1.png" for split in ("train", "test") for name in "ab"), "meta/"
+    )
+    assert main(["data", str(tmp_path / "own"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["splits"]["test"]["n"] == 2
+    (tmp_path / "none" / "train" / "a").mkdir(parents=True)
+    (tmp_path / "none" / "test").mkdir()
+    assert main(["data", str(tmp_path / "none")]) == 2
+    assert "no pictures in" in capsys.readouterr().err
 
 
 def assert_right(name: str, labels: np.ndarray, given: Path | None) -> str:

@@ -11,26 +11,16 @@ import pytest
 from PIL import Image
 from small_cifar import PER_BATCH, SmallData
 
-from cifarlab.data import open_source, sources
+from cifarlab.data import open_source
 from cifarlab.errors import UserError
 
 pyarrow = pytest.importorskip("pyarrow")
 from pyarrow import parquet  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("small_for_cifar10")
+
 ARCHIVE_ORDER = np.concatenate([np.arange(PER_BATCH) + PER_BATCH * i for i in (3, 2, 1, 4, 0)])
 TEST = np.arange(5 * PER_BATCH, 6 * PER_BATCH)
-
-
-@pytest.fixture(scope="module")
-def small() -> SmallData:
-    return SmallData()
-
-
-@pytest.fixture(autouse=True)
-def on_its_own(small, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.delenv("CIFARLAB_DATA", raising=False)
-    monkeypatch.setitem(sources.DATASETS, "cifar10", small.dataset)
 
 
 def png(image: np.ndarray) -> bytes:

@@ -17,21 +17,10 @@ from cifarlab.data.sources import Source
 from cifarlab.errors import UserError
 from cifarlab.files import cache_dir, sha256_of, write_atomic
 
+pytestmark = pytest.mark.usefixtures("small_for_cifar10")
+
 REAL = os.environ.get("CIFARLAB_DATA", "")
 N_TRAIN = 5 * PER_BATCH
-
-
-@pytest.fixture(scope="module")
-def small() -> SmallData:
-    return SmallData()
-
-
-@pytest.fixture(autouse=True)
-def on_its_own(small, tmp_path, monkeypatch):
-    """Each test has its own empty cache, no CIFARLAB_DATA, and the small data set in CIFAR-10's place."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.delenv("CIFARLAB_DATA", raising=False)
-    monkeypatch.setitem(sources.DATASETS, "cifar10", small.dataset)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import pytest
 from picture_files import CLASSES, bomb, encoded, make, make_faulty, pixels, zipped
 from PIL import Image
 
+from cifarlab import text
 from cifarlab.cli import main
 from cifarlab.data import open_source
 from cifarlab.data.decoded import decode
@@ -229,7 +230,10 @@ def test_training_says_what_is_wrong_and_goes_on(faulty, in_empty_folder, capsys
     assert code == 2 and "and 4 more pictures cannot be read; --skip-unreadable goes on without" in err
     code, _, err = ask(capsys, *command, "--skip-unreadable", "--out", "run")
     assert code == 0, err
-    assert "note: 5 pictures cannot be read" in err and f"note: `cifarlab data {faulty}` says which" in err
+    assert (
+        "note: 5 pictures cannot be read" in err
+        and f"note: `{text.command('data', faulty)}` says which" in err
+    )
     code, out, err = ask(capsys, "evaluate", "run", "--json")
     assert code == 0, err
     assert [each["name"] for each in json.loads(out)["classes"]] == list(list_pictures(faulty).classes)

@@ -40,6 +40,8 @@ def calibrate(
     from cifarlab.calibration import calibrate
 
     found = calibrate(opened, false_alarms=false_alarms, data_dir=data_dir)
+    for problem in found["problems"]:
+        screen.note(problem)
     if as_json:
         screen.write_json({"run": str(opened.path), **found})
     else:
@@ -53,11 +55,16 @@ def _print(run: Run, found: dict[str, Any]) -> None:
     about = f"{found['weights']} weights, {found['n']:,} validation pictures of {run.data['name']}"
     console.print(f"{run.path}  {about}\n", markup=False, style="bold")
     temperature, error = found["temperature"], found["expected_calibration_error"]
-    was = "too sure" if temperature > 1 else "not sure enough"
     before, after = (text.percent(error[when], 2) for when in ("before", "after"))
-    console.print(f"temperature        {text.number(temperature)}  (as trained, the network was {was})")
-    console.print(f"calibration error  {before} before, {after} after")
-    rate = text.percent(found["false_alarms"])
-    console.print(f"warning            {found['rule']}: of these pictures {rate} are called unlike them")
+    if temperature is None:
+        console.print("temperature        –")
+        console.print(f"calibration error  {before}")
+    else:
+        was = "too sure" if temperature > 1 else "not sure enough"
+        sure = f"{text.number(temperature)} ± {text.number(found['temperature_standard_error'])}"
+        console.print(f"temperature        {sure}  (as trained, the network was {was})")
+        console.print(f"calibration error  {before} before, {after} after")
+    rate = f"of these pictures {text.percent(found['false_alarms'])} are called unlike them"
+    console.print(f"warning            {'–' if found['threshold'] is None else found['rule'] + ': ' + rate}")
     console.print(f"\nwritten to {run.path / CALIBRATION}", markup=False)
-    console.print(f"Next: cifarlab predict {run.path} PICTURE", markup=False)
+    console.print(f"Next: {text.command('predict', run.path, 'PICTURE')}", markup=False)

@@ -130,12 +130,18 @@ def _note_problems(source: Source) -> None:
     for problem in problems:
         screen.note(problem.line)
     if problems:
-        screen.note(f"`cifarlab data {source.location}` says which")
+        labels_from = source.reading and source.reading["labels_from"]
+        pattern = ["--labels-from", labels_from] if labels_from else []
+        screen.note(f"`{text.command('data', source.location, *pattern)}` says which")
 
 
-def data_options(source: Source, data_dir: Path | None) -> list[str]:
-    """The options with which a command opens `source` again."""
+def data_options(source: Source, data: str, data_dir: Path | None) -> list[str]:
+    """The options with which a command opens again the `source` that it opened by --data and --data-dir."""
+    from cifarlab.data.sources import is_path
+
     if source.reading is None:
+        if is_path(data):
+            return ["--data", data]
         named = [] if source.name == "cifar10" else ["--data", source.name]
         return named + (["--data-dir", str(data_dir)] if data_dir else [])
     labels_from = source.reading["labels_from"]
@@ -149,12 +155,10 @@ def data_options(source: Source, data_dir: Path | None) -> list[str]:
 
 def reopen_source(run: Run, data_dir: Path | None = None) -> Source:
     """As `open_source`, the data that a run was trained with."""
-    if "reading" not in run.data:
-        return open_source(run.data["name"], data_dir)
-    from cifarlab.data.own_pictures import reopen_pictures
+    from cifarlab.data.sources import reopen_source
 
-    with decoding_progress() as decoding:
-        return reopen_pictures(run.data, data_dir, progress=decoding, **_input_of(run.recipe))
+    with _download_progress() as progress, decoding_progress() as decoding:
+        return reopen_source(run.data, data_dir, progress, decoding=decoding, **_input_of(run.recipe))
 
 
 def _input_of(recipe: Recipe | None) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def evaluate(
     console = screen.open_console()
     _print_result(console, result, opened.data["name"])
     console.print(f"\nwritten to {opened.path / EVALUATION}", markup=False)
-    console.print(f"Next: cifarlab predict {opened.path} PICTURE", markup=False)
+    console.print(f"Next: {text.command('predict', opened.path, 'PICTURE')}", markup=False)
 
 
 def _evaluate_folder(

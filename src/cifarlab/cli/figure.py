@@ -163,7 +163,8 @@ def _draw_data(name: str, draw: Callable[..., Figure], paths: list[Path], given:
 
 def _check_options(name: str, draw: Callable[..., Figure], given: dict[str, Any], *also: str) -> None:
     parameters = inspect.signature(draw).parameters.values()
-    taken = [*also, *(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)]
+    settable = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY and each.name != "data"]
+    taken = [*also, *settable]
     for option in given:
         if option not in taken:
             allowed = ", ".join(_as_option(each) for each in taken) or "none but --out"

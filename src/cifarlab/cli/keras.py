@@ -59,9 +59,9 @@ def import_keras(
         markup=False,
     )
     console.print("\nNext:")
-    console.print(f"  cifarlab evaluate {run.path}", markup=False)
+    console.print(f"  {text.command('evaluate', run.path)}", markup=False)
     console.print(
-        f"  cifarlab resume {run.path}          trains it on: {text.count(run.recipe.epochs, 'epoch')}",
+        f"  {text.command('resume', run.path)}          # trains it on: {text.count(run.recipe.epochs, 'epoch')}",
         markup=False,
     )
 

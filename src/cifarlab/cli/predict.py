@@ -92,7 +92,7 @@ def _note_calibration(run: Run, predictor: Predictor, predictions: list[Predicti
     if predictor.calibration is None:
         if run.calibration is not None:
             screen.note(
-                f"{run.path} was calibrated with other weights: `cifarlab calibrate {run.path}` again"
+                f"{run.path} was calibrated with other weights: `{text.command('calibrate', run.path)}` again"
             )
         return
     unlike = sum(bool(prediction.unlike_training) for prediction in predictions)

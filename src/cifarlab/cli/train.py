@@ -201,9 +201,6 @@ def resume(
     overrides = parse_assignments(settings or [])
     names = list(opened.writer_records) if not log else [] if log == ["none"] else log
     check_writers(names)
-    from cifarlab.data.sources import check_not_in_memory
-
-    check_not_in_memory(opened.data)
     source = reopen_source(opened, data_dir)
     from cifarlab.training import reopen
 
@@ -425,9 +422,9 @@ def _validated(row: dict[str, Any], recipe: Recipe) -> str:
 def _next_commands(run: Run, job: Job) -> Iterator[str]:
     from cifarlab.recipe import tied_to_total
 
-    yield f"cifarlab evaluate {run.path}"
-    yield f"cifarlab predict {run.path} PICTURE"
+    yield text.command("evaluate", run.path)
+    yield text.command("predict", run.path, "PICTURE")
     if job.source.name == "demo":
-        yield "cifarlab train vgg3 --plan          what the real CIFAR-10 would take"
+        yield "cifarlab train vgg3 --plan          # what the real CIFAR-10 would take"
     elif not tied_to_total(job.recipe.schedule):
-        yield f"cifarlab resume {run.path} --epochs {2 * len(run.metrics)}"
+        yield text.command("resume", run.path, "--epochs", 2 * len(run.metrics))

@@ -147,9 +147,9 @@ def _print_result(console: Console, runs: Sequence[Run], out_of_fold: Path | Non
     if recipe.data.validation == "test":
         console.print(f"note: {screen.VALIDATION_IS_TEST}")
     console.print("\nNext:")
-    console.print(f"  cifarlab leaderboard {folder}", markup=False)
+    console.print(f"  {text.command('leaderboard', folder)}", markup=False)
     if out_of_fold is None:
-        console.print(f"  cifarlab compare {folder} ANOTHER_GROUP --evaluate", markup=False)
+        console.print(f"  {text.command('compare', folder, 'ANOTHER_GROUP', '--evaluate')}", markup=False)
 
 
 def _where(recipe: Recipe) -> str:

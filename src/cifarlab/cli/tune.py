@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,7 +123,7 @@ def tune(
 
     with stop_on_signals(say_stopping) as stop, _Screen(console) as shown:
         report = run_search(search, stop, shown.show, expected.elapsed_seconds)
-    _report(console, search, report, fixed, data_dir, as_json)
+    _report(console, search, report, fixed, data_options(source, data, data_dir), as_json)
 
 
 def _print_search(console: Console, search: Search) -> Estimate:
@@ -151,12 +151,11 @@ def _report(
     search: Search,
     report: dict[str, Any],
     fixed: Mapping[str, Any],
-    data_dir: Path | None,
+    options: Sequence[str],
     as_json: bool,
 ) -> None:
     from cifarlab.tuning_report import cost_text, median_text, train_command, values_text, write_report
 
-    options = data_options(search.source, data_dir)
     command = train_command(search.recipe.name, {**fixed, **report["winner"]["values"]}, options)
     paths = write_report(report, command, search.folder)
     if as_json:
@@ -296,7 +295,7 @@ def lr_find(
     if test.suggestion is not None:
         from cifarlab.tuning_report import train_command
 
-        options = data_options(source, data_dir)
+        options = data_options(source, data, data_dir)
         fixed |= {"optimizer.learning_rate": test.suggestion}
         console.print(f"\nNext:\n  {train_command(recipe, fixed, options)}", markup=False)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cifarlab.data.sources import Source, Split, SplitName
+from cifarlab.data.sources import Source, Split, StoredSplit
 from cifarlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,11 +47,11 @@ def from_arrays(
     names, indices = _classes(named, classes)
     if len(names) < 2:
         raise UserError(f"labels should have two classes or more, {len(names)} given")
-    content: dict[SplitName, Split] = {"train": Split(pictures, indices)}
+    content: dict[StoredSplit, Split] = {"train": Split(pictures, indices)}
     if test is not None:
         content["test"] = _test_split(test, pictures.shape, names, classes)
 
-    def read(split: SplitName) -> Split:
+    def read(split: StoredSplit) -> Split:
         return content[split]
 
     return Source(
@@ -204,7 +204,7 @@ def _test_split(
     return Split(images, _places(labels, names, "test labels"))
 
 
-def _checksum(names: tuple[str, ...], content: dict[SplitName, Split]) -> str:
+def _checksum(names: tuple[str, ...], content: dict[StoredSplit, Split]) -> str:
     digest = hashlib.sha256(json.dumps(names).encode())
     for split, pictures in content.items():
         digest.update(f"{split} {pictures.images.shape}".encode())

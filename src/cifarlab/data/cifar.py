@@ -24,7 +24,8 @@ import numpy as np
 
 from cifarlab.errors import UserError
 
-SplitName = Literal["train", "test"]
+StoredSplit = Literal["train", "test"]
+"""What a data set comes in; validation pictures are cut from the training pictures."""
 
 SIDE_PIXELS = 32
 CHANNELS = 3
@@ -86,7 +87,7 @@ class Labels:
 class Content:
     """What identifies the pictures and labels themselves, from whichever official file they are read."""
 
-    split_sha256: dict[SplitName, str]
+    split_sha256: dict[StoredSplit, str]
     """Per split, SHA-256 of the pictures' bytes (N, H, W, C) followed by the labels as uint8."""
     checksum: str
     """`sha256:` and the SHA-256 of train pictures, train labels, test pictures, test labels in that form."""
@@ -113,7 +114,7 @@ class Place:
     is_archive: bool
 
 
-def read_split(dataset: Dataset, place: Place, split: SplitName) -> tuple[np.ndarray, np.ndarray]:
+def read_split(dataset: Dataset, place: Place, split: StoredSplit) -> tuple[np.ndarray, np.ndarray]:
     """Read one split from the official files: uint8 (N, 32, 32, 3) and int64 (N,), in file order.
 
     The batches of the other split are neither decoded nor, in a folder, opened.
@@ -156,7 +157,7 @@ def _decode(dataset: Dataset, place: Place, name: str, data: bytes, n: int) -> t
     return rows.reshape(n, CHANNELS, SIDE_PIXELS, SIDE_PIXELS).transpose(0, 2, 3, 1), labels
 
 
-def is_intact(place: Place, split: SplitName) -> bool:
+def is_intact(place: Place, split: StoredSplit) -> bool:
     """Whether the official bytes behind a split are all there, without decoding them.
 
     False also where that is not plain, as with an archive that was packed anew, or with Parquet files, which have no
@@ -183,7 +184,7 @@ def _sha256_of_sized(path: Path, size_bytes: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _verified(place: Place, split: SplitName) -> Iterator[tuple[str, bytes]]:
+def _verified(place: Place, split: StoredSplit) -> Iterator[tuple[str, bytes]]:
     """The files of a split as (name, bytes), each equal to the official one; the order is the place's own."""
     wanted = (place.layout.train if split == "train" else place.layout.test) + place.layout.other
     return _from_archive(place, wanted) if place.is_archive else _from_folder(place, wanted)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cifarlab.data.sources import Source, Split, SplitName, content_sha256
+from cifarlab.data.sources import Source, Split, StoredSplit, content_sha256
 from cifarlab.errors import UserError
 from cifarlab.files import cache_dir, write_atomic
 
@@ -211,7 +211,7 @@ def draw(labels: np.ndarray, draws: Draws) -> np.ndarray:
     return np.clip(picture + (noise * strength >> 8), 0, 255).astype(np.uint8)
 
 
-def generate(split: SplitName) -> tuple[np.ndarray, np.ndarray]:
+def generate(split: StoredSplit) -> tuple[np.ndarray, np.ndarray]:
     """A split drawn anew: pictures uint8 (N, 32, 32, 3) and labels uint8 (N,), each class equally often."""
     n = SIZES[split]
     draws = Draws(SEEDS[split])
@@ -229,7 +229,7 @@ def open_demo() -> Source:
     return Source("demo", "drawn by cifarlab", CLASSES, f"sha256:{CHECKSUM}", _load)
 
 
-def _load(split: SplitName) -> Split:
+def _load(split: StoredSplit) -> Split:
     path = cache_dir() / "decoded" / f"demo-{split}.npy"
     content = _read_cached(path, split)
     if content is None:
@@ -245,7 +245,7 @@ def _load(split: SplitName) -> Split:
     return Split(images, labels.astype(np.int64))
 
 
-def _read_cached(path: Path, split: SplitName) -> tuple[np.ndarray, np.ndarray] | None:
+def _read_cached(path: Path, split: StoredSplit) -> tuple[np.ndarray, np.ndarray] | None:
     """Pictures and labels if the file's content has the pinned checksum; None if it is missing or wrong."""
     try:
         # Mapped first, so that a header that lies about the size costs no memory; then copied, so that what

@@ -16,7 +16,7 @@ from cifarlab.data.trees import Tree, open_tree
 from cifarlab.errors import UserError, one_of
 from cifarlab.pictures import OPENERS, SUFFIXES, nearest_sibling
 
-SplitName = Literal["train", "validation", "test"]
+SplitName = Literal["test", "validation", "train"]
 
 SPLIT_NAMES: dict[str, SplitName] = {
     "train": "train",
@@ -152,6 +152,11 @@ def is_picture(name: str) -> bool:
 
 
 def no_pictures(listed: Tree) -> UserError:
+    """What to say where there are none: of an official data set, which of its files are missing."""
+    from cifarlab.data.sources import incomplete_official
+
+    if (incomplete := incomplete_official(listed.location)) is not None:
+        return incomplete
     others = Counter(Path(name).suffix.lower() or "no suffix" for name in listed.names)
     found = ", ".join(f"{n:,} of {suffix}" for suffix, n in others.most_common(3))
     there = f"; other files: {found}" if found else ""

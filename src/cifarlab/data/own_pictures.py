@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +13,7 @@ from cifarlab import text
 from cifarlab.data.decoded import Decoded, Progress, decode
 from cifarlab.data.listing import Entry, Listing, Reading, check_trainable, list_pictures
 from cifarlab.data.mapped import from_cache
-from cifarlab.data.sources import PICTURE_FILES_PIXELS, Source, Split, SplitName, name_of_pictures
+from cifarlab.data.sources import PICTURE_FILES_PIXELS, Source, Split, StoredSplit, name_of_pictures
 from cifarlab.data.splits import hold_out
 from cifarlab.data.survey import FEWEST, survey
 from cifarlab.errors import UserError
@@ -57,7 +55,7 @@ def open_pictures(
     places = {"train": np.flatnonzero(splits != "test"), "test": np.flatnonzero(splits == "test")}
     train = places["train"]
 
-    def read(split: SplitName) -> Split:
+    def read(split: StoredSplit) -> Split:
         return Split(from_cache(decoded.pixels, kept[places[split]]), labels[places[split]])
 
     return Source(
@@ -74,24 +72,6 @@ def open_pictures(
         decoded_at=(size, fit),
         at_size=lambda size, fit: open_pictures(path, reading, size, fit),
     )
-
-
-def reopen_pictures(
-    run_data: Mapping[str, Any],
-    data_dir: Path | None,
-    size_pixels: int | None,
-    fit: Fit,
-    progress: Progress | None = None,
-) -> Source:
-    """The pictures that a run's data.json speaks of; `data_dir` is where they are now, if they were moved.
-
-    Raises:
-        UserError: as `open_pictures`, and where they are not at their place any more.
-    """
-    path = data_dir or Path(run_data["location"])
-    if data_dir is None and not path.exists():
-        raise UserError(f"the run's pictures are not at {path} any more: --data-dir says where they are now")
-    return open_pictures(path, Reading(**run_data["reading"]), size_pixels, fit, progress)
 
 
 def _check_readable(listing: Listing, decoded: Decoded, reading: Reading) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cifarlab.data.cifar import CHANNELS, PIXELS_BYTES, SIDE_PIXELS, BatchFile, Dataset, SplitName
+from cifarlab.data.cifar import CHANNELS, PIXELS_BYTES, SIDE_PIXELS, BatchFile, Dataset, StoredSplit
 from cifarlab.errors import UserError
 from cifarlab.pictures import read_picture
 
@@ -31,7 +31,7 @@ def find_folder(given: Path) -> Path | None:
     return None
 
 
-def read_split(dataset: Dataset, folder: Path, split: SplitName) -> tuple[np.ndarray, np.ndarray]:
+def read_split(dataset: Dataset, folder: Path, split: StoredSplit) -> tuple[np.ndarray, np.ndarray]:
     """Pictures uint8 (N, 32, 32, 3) and labels int64 (N,), in the order of the official batches.
 
     Raises UserError without pyarrow, or for files that are damaged, hold anything else, or hold it in another order.
@@ -54,11 +54,11 @@ def read_split(dataset: Dataset, folder: Path, split: SplitName) -> tuple[np.nda
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels[order].astype(np.int64)
 
 
-def _files(folder: Path, split: SplitName) -> list[Path]:
+def _files(folder: Path, split: StoredSplit) -> list[Path]:
     return sorted(folder.glob(f"{split}-*.parquet"))
 
 
-def _rows(folder: Path, split: SplitName, at_most: int) -> Iterator[tuple[bytes, int]]:
+def _rows(folder: Path, split: StoredSplit, at_most: int) -> Iterator[tuple[bytes, int]]:
     """The bytes of a picture file, and its label, of each row; one row more than `at_most` is an error."""
     try:
         from pyarrow import ArrowException
@@ -92,7 +92,7 @@ def _pairs(batch: Any) -> Iterator[tuple[bytes, int]]:
 def _official_order(
     dataset: Dataset,
     folder: Path,
-    split: SplitName,
+    split: StoredSplit,
     wanted: list[BatchFile],
     rows: np.ndarray,
     labels: np.ndarray,
@@ -112,7 +112,7 @@ def _official_order(
     return np.concatenate([np.arange(batch.images) + first[batch.name] for batch in wanted])
 
 
-def _not_official(dataset: Dataset, folder: Path, split: SplitName, where: str) -> UserError:
+def _not_official(dataset: Dataset, folder: Path, split: StoredSplit, where: str) -> UserError:
     return UserError(
         f"{folder}/{split}-*.parquet are not {dataset.title}: {where} are none of its official batches, to the byte and"
         " in order; take the files of uoft-cs/cifar10 as they are"

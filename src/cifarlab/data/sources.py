@@ -15,11 +15,12 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from cifarlab.data import cifar
+from cifarlab.data.cifar import StoredSplit
 from cifarlab.data.mapped import Pictures
 from cifarlab.data.official import OFFICIAL
 from cifarlab.errors import UserError, nearest, one_of
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from cifarlab.data.survey import Survey
     from cifarlab.pictures import Fit
 
-SplitName = Literal["train", "test"]
 Progress = Callable[[int, int | None, str], None]
 DecodingProgress = Callable[[int, int], None]
 T = TypeVar("T")
@@ -39,7 +39,7 @@ DATA_VARIABLE = "CIFARLAB_DATA"
 DATASETS = dict(OFFICIAL)
 NAMES = (*DATASETS, "demo")
 PICTURE_FILES_PIXELS = 32  # a side, where the recipe does not say
-SPLITS: tuple[SplitName, ...] = ("train", "test")
+SPLITS: tuple[StoredSplit, ...] = ("train", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +61,8 @@ class Source:
     checksum: str
     """`sha256:` and the SHA-256 of train pictures (N, H, W, C), train labels as uint8, test pictures and test
     labels: the same from whichever official file they are read. Of picture files, see `own_pictures`."""
-    read: Callable[[SplitName], Split]
-    splits: tuple[SplitName, ...] = SPLITS
+    read: Callable[[StoredSplit], Split]
+    splits: tuple[StoredSplit, ...] = SPLITS
     in_memory: bool = False
     """Given in Python (`arrays.py`): whoever needs the pictures of a run again must give the source again."""
     validation: np.ndarray | None = None
@@ -78,12 +78,12 @@ class Source:
     at_size: Callable[[int, Fit], Source] | None = None
     """Of picture files: the same, decoded in another way."""
 
-    def load(self, split: SplitName) -> Split:
+    def load(self, split: StoredSplit) -> Split:
         """Read one split, and only that one. Raises UserError if it is missing, or its files are missing or altered."""
         self.check_has(split)
         return self.read(split)
 
-    def check_has(self, split: SplitName) -> None:
+    def check_has(self, split: StoredSplit) -> None:
         """Raises UserError if there is no such split."""
         if split not in self.splits:
             raise UserError(
@@ -99,7 +99,7 @@ class Source:
         if size_pixels is None:
             return self
 
-        def read(name: SplitName) -> Split:
+        def read(name: StoredSplit) -> Split:
             split = self.read(name)
             return Split(resized(split.images, size_pixels, fit), split.labels)
 
@@ -149,13 +149,43 @@ def open_source(
     return open_dataset(dataset, data_dir, lambda: _fetch(dataset, progress))
 
 
-def check_not_in_memory(run_data: Mapping[str, Any]) -> None:
-    """Raises UserError where nobody but the user has the data that a run's data.json speaks of."""
+def reopen_source(
+    run_data: Mapping[str, Any],
+    data_dir: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    size_pixels: int | None = None,
+    fit: Fit = "squash",
+    decoding: DecodingProgress | None = None,
+) -> Source:
+    """The source that a run's data.json speaks of, read as it was for the run; other arguments as for `open_source`.
+
+    It is looked for in `data_dir`, else where it was, else, of a data set with a name, as `open_source` does.
+    Raises UserError if it is not there any more, or was given in Python, so that nobody but the user has it.
+    """
     if run_data.get("in_memory"):
         raise UserError(
             f"the run was trained on data given in Python ({run_data['name']}): give the same source again, as"
-            " data=..., in Python"
+            " data=source, in Python: cifarlab.evaluate(run, data=source), and cifarlab.resume,"
+            " cifarlab.calibration.calibrate, cifarlab.report.write_report, cifarlab.figures.named take it alike"
         )
+    if "reading" not in run_data:
+        return open_source(run_data["name"], data_dir or _where_it_was(run_data), progress)
+    path = data_dir or Path(run_data["location"])
+    if data_dir is None and not path.exists():
+        raise UserError(f"the run's pictures are not at {path} any more: --data-dir says where they are now")
+    from cifarlab.data.listing import Reading
+    from cifarlab.data.own_pictures import open_pictures
+
+    return open_pictures(path, Reading(**run_data["reading"]), size_pixels, fit, decoding)
+
+
+def _where_it_was(run_data: Mapping[str, Any]) -> Path | None:
+    """Of official files, if they are still there; None in the user's cache, which mends itself."""
+    place, dataset = Path(run_data["location"]), DATASETS.get(run_data["name"])
+    if dataset is None or not place.is_absolute() or place.is_relative_to(cache_dir().absolute()):
+        return None
+    return place if _is_all_there(dataset, place) else None
 
 
 def is_path(name: str | Path) -> bool:
@@ -205,11 +235,28 @@ def _open_path(
 
 def official_at(path: Path) -> cifar.Dataset | None:
     """The official data set that is all there, in or at `path`: its folder alone may be called "train" as anybody's."""
+    return next((dataset for dataset in DATASETS.values() if _is_all_there(dataset, path)), None)
+
+
+def incomplete_official(path: Path) -> UserError | None:
+    """What is missing of the official folder that `path` is, or holds, where it has no pictures of one's own.
+
+    A folder is one by its name, or by two of its files: a single file may be called "test" as anybody's.
+    """
     for dataset in DATASETS.values():
-        with contextlib.suppress(UserError):
-            if path.exists() and _find(dataset, path) is not None:
-                return dataset
+        for layout in dataset.layouts:
+            for folder in (path, path / layout.folder):
+                place = cifar.Place(folder, layout, is_archive=False)
+                known = folder.name == layout.folder or _n_there(place) > 1
+                if folder.is_dir() and known and _missing(place):
+                    return _not_complete(dataset, place)
     return None
+
+
+def _is_all_there(dataset: cifar.Dataset, path: Path) -> bool:
+    with contextlib.suppress(UserError):
+        return path.exists() and _find(dataset, path) is not None
+    return False
 
 
 def _fetch(dataset: cifar.Dataset, progress: Progress | None) -> Path:
@@ -240,14 +287,14 @@ def _open_given(dataset: cifar.Dataset, given: Path, named_by: str) -> Source:
         raise UserError(_not_there(dataset, given, named_by))
     content = _content_of(dataset) or _identify(dataset, place)
 
-    def read(split: SplitName) -> Split:
+    def read(split: StoredSplit) -> Split:
         cached = _load_cached(dataset, content, split)
         # A folder that was named must be right even where the cache could stand in for it.
         if cached is not None and cifar.is_intact(place, split):
             return cached
         return _read_and_cache(dataset, place, split)
 
-    return Source(dataset.name, str(place.path), dataset.classes, content.checksum, read)
+    return Source(dataset.name, str(place.path.absolute()), dataset.classes, content.checksum, read)
 
 
 def _open_own(dataset: cifar.Dataset, fetch: Callable[[], Path]) -> Source:
@@ -269,7 +316,7 @@ def _open_own(dataset: cifar.Dataset, fetch: Callable[[], Path]) -> Source:
                 raise
             return wanted(_place_at(dataset, fetch()))
 
-    def read(split: SplitName) -> Split:
+    def read(split: StoredSplit) -> Split:
         cached = _load_cached(dataset, content, split)
         return anew(lambda place: _read_and_cache(dataset, place, split)) if cached is None else cached
 
@@ -281,7 +328,7 @@ def _open_own(dataset: cifar.Dataset, fetch: Callable[[], Path]) -> Source:
     return Source(dataset.name, str(location), dataset.classes, content.checksum, read)
 
 
-def _read_and_cache(dataset: cifar.Dataset, place: cifar.Place, split: SplitName) -> Split:
+def _read_and_cache(dataset: cifar.Dataset, place: cifar.Place, split: StoredSplit) -> Split:
     fresh = Split(*cifar.read_split(dataset, place, split))
     with contextlib.suppress(UserError):  # without a cache the next reading is slower, that is all
         _store_cached(dataset, split, fresh)
@@ -294,10 +341,10 @@ def _read_and_cache(dataset: cifar.Dataset, place: cifar.Place, split: SplitName
 def _find(dataset: cifar.Dataset, given: Path) -> cifar.Place | None:
     """The first complete folder of batches, or else archive, or else Parquet files, in or at `given`."""
     folders = [
-        cifar.Place(folder, layout, is_archive=False)
+        place
         for layout in dataset.layouts
         for folder in (given, given / layout.folder)
-        if any(os.path.lexists(folder / batch.name) for batch in layout.files)
+        if _n_there(place := cifar.Place(folder, layout, is_archive=False))
     ]
     archives = [
         cifar.Place(path, layout, is_archive=True)
@@ -315,10 +362,12 @@ def _find(dataset: cifar.Dataset, given: Path) -> cifar.Place | None:
         if place.is_archive or not _missing(place):
             return place
     for place in folders:
-        raise UserError(
-            f"{dataset.title} in {place.path} is not complete: {', '.join(_missing(place))} missing"
-        )
+        raise _not_complete(dataset, place)
     return None
+
+
+def _not_complete(dataset: cifar.Dataset, place: cifar.Place) -> UserError:
+    return UserError(f"{dataset.title} in {place.path} is not complete: {', '.join(_missing(place))} missing")
 
 
 def _parquet_folder(given: Path) -> Path | None:
@@ -329,6 +378,12 @@ def _parquet_folder(given: Path) -> Path | None:
 
 def _missing(place: cifar.Place) -> list[str]:
     return [batch.name for batch in place.layout.files if not os.path.lexists(place.path / batch.name)]
+
+
+def _n_there(place: cifar.Place) -> int:
+    """Files with official names; folders of such names, as train and test are for CIFAR-100, are anybody's."""
+    paths = [place.path / batch.name for batch in place.layout.files]
+    return sum(os.path.lexists(path) and not path.is_dir() for path in paths)
 
 
 def _place_at(dataset: cifar.Dataset, path: Path) -> cifar.Place:
@@ -363,7 +418,7 @@ def _content_of(dataset: cifar.Dataset) -> cifar.Content | None:
         return dataset.content
     try:
         known = json.loads(_content_path(dataset).read_text())
-        split_sha256: dict[SplitName, str] = {split: str(known["split_sha256"][split]) for split in SPLITS}
+        split_sha256: dict[StoredSplit, str] = {split: str(known["split_sha256"][split]) for split in SPLITS}
         return cifar.Content(split_sha256, str(known["checksum"]))
     except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: computed again
         return None
@@ -376,7 +431,7 @@ def _identify(dataset: cifar.Dataset, place: cifar.Place) -> cifar.Content:
     """
     splits = {split: _read_and_cache(dataset, place, split) for split in SPLITS}
     parts = {split: (content.images[:], content.labels.astype(np.uint8)) for split, content in splits.items()}
-    split_sha256: dict[SplitName, str] = {split: content_sha256(*parts[split]) for split in SPLITS}
+    split_sha256: dict[StoredSplit, str] = {split: content_sha256(*parts[split]) for split in SPLITS}
     content = cifar.Content(split_sha256, "sha256:" + content_sha256(*parts["train"], *parts["test"]))
     with contextlib.suppress(UserError):
         write_atomic(_content_path(dataset), json.dumps(asdict(content)).encode())
@@ -396,12 +451,12 @@ def _cached_folder() -> Path:
     return cache_dir() / "decoded"
 
 
-def _cached_paths(dataset: cifar.Dataset, split: SplitName) -> tuple[Path, Path]:
+def _cached_paths(dataset: cifar.Dataset, split: StoredSplit) -> tuple[Path, Path]:
     folder = _cached_folder()
     return folder / f"{dataset.name}-{split}-images.npy", folder / f"{dataset.name}-{split}-labels.npy"
 
 
-def _load_cached(dataset: cifar.Dataset, content: cifar.Content, split: SplitName) -> Split | None:
+def _load_cached(dataset: cifar.Dataset, content: cifar.Content, split: StoredSplit) -> Split | None:
     """The cached split, if it has the checksum of `content`; None if it is missing or wrong."""
     arrays = []
     for path in _cached_paths(dataset, split):
@@ -420,7 +475,7 @@ def _load_cached(dataset: cifar.Dataset, content: cifar.Content, split: SplitNam
     return Split(images, labels.astype(np.int64))
 
 
-def _store_cached(dataset: cifar.Dataset, split: SplitName, content: Split) -> None:
+def _store_cached(dataset: cifar.Dataset, split: StoredSplit, content: Split) -> None:
     images_path, labels_path = _cached_paths(dataset, split)
     try:
         images_path.parent.mkdir(parents=True, exist_ok=True)

@@ -78,10 +78,11 @@ def predictions(
     seed: int = 0,
     split: str = "test",
     weights: str | None = None,
+    data: Source | None = None,
     data_dir: Path | None = None,
 ) -> Figure:
     """Pictures with what was predicted and, in brackets, what is true."""
-    images, labels, logits = _judged(run, "predictions", split, weights, data_dir)
+    images, labels, logits = _judged(run, "predictions", split, weights, data, data_dir)
     chosen = _choose(len(labels), rows * columns, random, seed)
     predicted = logits[chosen].argmax(axis=1)
     right = int((predicted == labels[chosen]).sum())
@@ -97,10 +98,11 @@ def probabilities(
     index: int = 0,
     split: str = "test",
     weights: str | None = None,
+    data: Source | None = None,
     data_dir: Path | None = None,
 ) -> Figure:
     """Pictures from number `index` on, each beside the probabilities of the classes."""
-    images, labels, logits = _judged(run, "probabilities", split, weights, data_dir)
+    images, labels, logits = _judged(run, "probabilities", split, weights, data, data_dir)
     if index >= len(labels):
         raise UserError(
             f"--index {index} is beyond the last of {len(labels):,} {split} pictures, {len(labels) - 1}"
@@ -114,7 +116,12 @@ def probabilities(
 
 
 def confusion(
-    run: Run, *, split: str = "test", weights: str | None = None, data_dir: Path | None = None
+    run: Run,
+    *,
+    split: str = "test",
+    weights: str | None = None,
+    data: Source | None = None,
+    data_dir: Path | None = None,
 ) -> Figure:
     """The confusion matrix; of a record, which has no weights any more, the one that was written down."""
     from cifarlab.evaluation import judged_before
@@ -122,7 +129,7 @@ def confusion(
     chosen = weights or run.default_weights
     recorded = run.evaluations.get(split, {}).get(chosen)
     if recorded is None or run.weights_path(chosen).exists():  # type: ignore[arg-type]
-        recorded = judged_before(run, split=split, weights=weights, data_dir=data_dir).to_dict()
+        recorded = judged_before(run, split=split, weights=weights, data=data, data_dir=data_dir).to_dict()
     title = (
         f"{_about(run)}: {recorded['n']:,} {SPLITS[split]} pictures, {100 * recorded['accuracy']:.2f} % right"
     )
@@ -189,14 +196,19 @@ def _changed(images: np.ndarray, augment: Augment, seed: int) -> np.ndarray:
 
 
 def _judged(
-    run: Run, name: str, split: str, weights: str | None, data_dir: Path | None
+    run: Run,
+    name: str,
+    split: str,
+    weights: str | None,
+    data: Source | None,
+    data_dir: Path | None,
 ) -> tuple[np.ndarray, np.ndarray, Any]:
     """Pictures uint8 (N, H, W, 3), labels int64 (N,) and logits float64 (N, classes) of a split."""
     from cifarlab.evaluation import judged_before, load_answers, open_pictures
 
-    used = judged_before(run, split=split, weights=weights, data_dir=data_dir).weights
+    used = judged_before(run, split=split, weights=weights, data=data, data_dir=data_dir).weights
     logits, labels = load_answers(run, split, used)
-    images = open_pictures(run, split, used, command=f"figure {name}", data_dir=data_dir)
+    images = open_pictures(run, split, used, command=f"figure {name}", data=data, data_dir=data_dir)
     return images, labels.numpy(), logits.double().numpy()
 
 

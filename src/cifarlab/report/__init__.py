@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cifarlab.data import Source
 from cifarlab.errors import UserError
 from cifarlab.files import write_atomic
 from cifarlab.report.stress import SAMPLE, looks, sample
@@ -38,6 +39,7 @@ def write_report(
     *,
     split: str = "test",
     weights: str | None = None,
+    data: Source | None = None,
     data_dir: str | Path | None = None,
     sample_pictures: int = SAMPLE,
     progress: Progress | None = None,
@@ -50,6 +52,7 @@ def write_report(
     Args:
         split: "test", "validation" or "train".
         weights: "best" or "last"; None for those that each run's recipe names.
+        data, data_dir: as for `cifarlab.evaluate`.
         sample_pictures: how many pictures robustness and test-time augmentation are measured on; 0 leaves both out.
         progress: called as `progress(done, total)`, in pictures looked at for those two.
 
@@ -64,7 +67,7 @@ def write_report(
         raise UserError(f"a report is of 1 to {MOST_RUNS} runs, {len(opened)} given")
     if sample_pictures < 0:
         raise UserError(f"the pictures to change should be 0 or more, {sample_pictures} given")
-    judged = judge(opened, split, weights, data_dir)
+    judged = judge(opened, split, weights, data, data_dir)
     chosen = sample(len(judged[0].labels), sample_pictures)
     total, done = looks(len(chosen)) * len(judged), 0
 
@@ -75,9 +78,9 @@ def write_report(
             progress(done, total)
 
     if len(judged) == 1:
-        page = page_of_one(judged[0], chosen, looked_at, data_dir)
+        page = page_of_one(judged[0], chosen, looked_at)
     else:
-        page = page_of_several(judged, chosen, looked_at, data_dir)
+        page = page_of_several(judged, chosen, looked_at)
     content = page.encode()
     write_atomic(Path(out), content)
     return Written(

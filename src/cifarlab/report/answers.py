@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from cifarlab import text
 from cifarlab.calibration import Calibration, fit_temperature, measure_calibration
 from cifarlab.data.mapped import Pictures
 from cifarlab.errors import UserError
-from cifarlab.evaluation import open_training_pictures
 from cifarlab.label_errors import find_label_errors
 from cifarlab.out_of_fold import FILE as OUT_OF_FOLD
 from cifarlab.out_of_fold import OutOfFold, load_out_of_fold
@@ -188,13 +186,12 @@ def reliability(judged: Judged) -> Reliability:
 
 
 def with_temperature(judged: Judged) -> Calibration | None:
-    """Calibration with the temperature of the validation pictures; None without any."""
-    if judged.held_out is None:
-        return None
-    return measure_calibration(judged.logits, judged.labels, fit_temperature(*judged.held_out))
+    """Calibration with the temperature of the validation pictures; None where they give none."""
+    temperature = None if judged.held_out is None else fit_temperature(*judged.held_out)
+    return None if temperature is None else measure_calibration(judged.logits, judged.labels, temperature)
 
 
-def doubtful_labels(judged: Judged, data_dir: str | Path | None) -> Doubtful:
+def doubtful_labels(judged: Judged) -> Doubtful:
     """Of every training picture where the run is a fold of a cross-validation, else of the page's split."""
     run = judged.run
     if run.recipe.data.validation != "fold" or not (run.path.parent / OUT_OF_FOLD).is_file():
@@ -203,7 +200,7 @@ def doubtful_labels(judged: Judged, data_dir: str | Path | None) -> Doubtful:
     if answers.data != run.data["checksum"]:
         raise UserError(f"{run.path.parent / OUT_OF_FOLD} is of other data than {run.path}")
     found = _doubtful(softmax(answers.logits.double().numpy(), axis=1), answers.labels.numpy(), run.classes)
-    images = open_training_pictures(run, data_dir)
+    images = judged.source.load("train").images
     return replace(
         found,
         images={picture.index: as_uri(images[picture.index]) for picture in found.pictures},

@@ -9,9 +9,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from cifarlab.data import Source
 from cifarlab.environment import choose_device
 from cifarlab.errors import UserError
-from cifarlab.evaluation import Evaluation, evaluate, judged_before, load_answers, open_pictures
+from cifarlab.evaluation import (
+    Evaluation,
+    evaluate,
+    judged_before,
+    load_answers,
+    open_data,
+    open_pictures,
+)
 from cifarlab.groups import check_same_pictures
 from cifarlab.preparation import Preparation
 from cifarlab.run import Run
@@ -26,6 +34,7 @@ class Judged:
         logits: float64 (N, classes).
         labels: int64 (N,).
         images: uint8 (N, H, W, 3).
+        source: the run's data, opened.
         held_out: logits and labels of validation pictures that are apart from the test set, if there are any.
         model: in evaluation mode, on the device it works on.
     """
@@ -36,6 +45,7 @@ class Judged:
     logits: np.ndarray
     labels: np.ndarray
     images: np.ndarray
+    source: Source
     held_out: tuple[np.ndarray, np.ndarray] | None
     model: nn.Module
     preparation: Preparation
@@ -70,7 +80,11 @@ class Judged:
 
 
 def judge(
-    runs: Sequence[Run], split: str, weights: str | None, data_dir: str | Path | None
+    runs: Sequence[Run],
+    split: str,
+    weights: str | None,
+    data: Source | None = None,
+    data_dir: str | Path | None = None,
 ) -> tuple[Judged, ...]:
     """Every run on the same pictures; what `evaluate` has stored is used again.
 
@@ -80,20 +94,29 @@ def judge(
     """
     check_same_pictures(runs, split)
     return tuple(
-        _judge(run, name, split, weights, data_dir) for run, name in zip(runs, _names(runs), strict=True)
+        _judge(run, name, split, weights, data, data_dir)
+        for run, name in zip(runs, _names(runs), strict=True)
     )
 
 
-def _judge(run: Run, name: str, split: str, weights: str | None, data_dir: str | Path | None) -> Judged:
-    evaluation = judged_before(run, split=split, weights=weights, data_dir=data_dir)
+def _judge(
+    run: Run,
+    name: str,
+    split: str,
+    weights: str | None,
+    data: Source | None,
+    data_dir: str | Path | None,
+) -> Judged:
+    evaluation = judged_before(run, split=split, weights=weights, data=data, data_dir=data_dir)
     logits, labels = _as_arrays(run, split, evaluation.weights)
     if not np.isfinite(logits).all():
         raise UserError(
             f"{run.path}: the network's answers are not numbers, so there is nothing to report: it has diverged"
         )
+    source = open_data(run, data, data_dir)
     held_out = None
     if run.recipe.data.validation not in ("none", "test"):
-        evaluate(run, split="validation", weights=evaluation.weights, data_dir=data_dir)
+        evaluate(run, split="validation", weights=evaluation.weights, data=source)
         held_out = _as_arrays(run, "validation", evaluation.weights)
     device = choose_device(run.recipe.device.model_copy(update={"name": "auto"}))
     return Judged(
@@ -102,7 +125,8 @@ def _judge(run: Run, name: str, split: str, weights: str | None, data_dir: str |
         evaluation=evaluation,
         logits=logits,
         labels=labels,
-        images=open_pictures(run, split, evaluation.weights, command="report", data_dir=data_dir),
+        images=open_pictures(run, split, evaluation.weights, command="report", data=source),
+        source=source,
         held_out=held_out,
         model=run.load_model(evaluation.weights, str(device)),  # type: ignore[arg-type]
         preparation=run.load_preparation(evaluation.weights),  # type: ignore[arg-type]

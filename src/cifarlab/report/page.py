@@ -20,7 +20,7 @@ from cifarlab.report.pictures import HEAT, map_shapes, told, within_budget
 Progress = Callable[[int], None]
 
 
-def page_of_one(judged: Judged, chosen: np.ndarray, progress: Progress, data_dir: str | Path | None) -> str:
+def page_of_one(judged: Judged, chosen: np.ndarray, progress: Progress) -> str:
     """The page of one run; the parts on changed pictures use those of `chosen`, which may be none."""
     cells = answers.pictures_by_cell(judged)
     hits, mistakes = network.heat_examples(judged)
@@ -39,7 +39,7 @@ def page_of_one(judged: Judged, chosen: np.ndarray, progress: Progress, data_dir
         "reliability": answers.reliability(judged),
         "surest_mistakes": answers.surest_mistakes(judged),
         "least_sure_hits": answers.least_sure_hits(judged),
-        "doubtful": answers.doubtful_labels(judged, data_dir),
+        "doubtful": answers.doubtful_labels(judged),
         "heat_hits": hits,
         "heat_mistakes": mistakes,
         "filters": network.first_filters(judged),
@@ -51,9 +51,7 @@ def page_of_one(judged: Judged, chosen: np.ndarray, progress: Progress, data_dir
     )
 
 
-def page_of_several(
-    judged: Sequence[Judged], chosen: np.ndarray, progress: Progress, data_dir: str | Path | None
-) -> str:
+def page_of_several(judged: Sequence[Judged], chosen: np.ndarray, progress: Progress) -> str:
     """The page of several runs on the same pictures."""
     differences = several.differences(judged)
     names = ", ".join(each.name for each in judged[:-1])
@@ -66,19 +64,19 @@ def page_of_several(
         "curves": several.curves(judged),
         "reliability": several.reliability_chart(judged),
         "classes": several.class_comparisons(judged),
-        "doubtful": _of_all_folds(judged, data_dir),
+        "doubtful": _of_all_folds(judged),
     }
     content |= _stressed(judged, chosen, progress)
     shown = [picture.index for each in differences for picture in (*each.only_a, *each.only_b)]
     return _render("several.html.j2", judged, content, shown, [], {})
 
 
-def _of_all_folds(judged: Sequence[Judged], data_dir: str | Path | None) -> answers.Doubtful | None:
+def _of_all_folds(judged: Sequence[Judged]) -> answers.Doubtful | None:
     """Labels to check where all the runs are folds of one cross-validation."""
     first = judged[0].run
     if first.recipe.data.validation != "fold" or len({each.run.path.parent for each in judged}) > 1:
         return None
-    found = answers.doubtful_labels(judged[0], data_dir)
+    found = answers.doubtful_labels(judged[0])
     return found if found.images is not None else None
 
 
