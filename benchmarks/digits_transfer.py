@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
-from transfer import BASE, FEW, accuracy
+from transfer import FEW, accuracy, trained
 
 import cifarlab
 from cifarlab.data import Source, Split, open_source
@@ -87,15 +87,6 @@ def digits_source(whole: Split, seed: int) -> Source:
         checksum=f"scikit-learn digits, draw {seed}",
         read=lambda split: chosen(whole, places[split]),
     )
-
-
-def trained(
-    folder: Path, name: str, source: Source, seed: int, settings: dict[str, Any], **options: Any
-) -> cifarlab.Run:
-    out = folder / name
-    if (out / "recipe.json").exists() and (run := cifarlab.Run(out)).is_complete:
-        return run
-    return cifarlab.train(BASE, data=source, out=out, seed=seed, overrides=settings, **options)
 
 
 def one(folder: Path, base: cifarlab.Run, whole: Split, way: str, rate: float, seed: int) -> cifarlab.Run:

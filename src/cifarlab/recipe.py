@@ -509,6 +509,17 @@ class Recipe(Part):
         return self
 
 
+def for_own_pictures(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """A published `recipe` for pictures that nobody has published on: it validates on some of the training pictures.
+
+    Where its source validated on the test set, and `overrides` do not say that it shall, the test pictures are left to
+    be judged on.
+    """
+    if recipe.data.validation != "test" or "data.validation" in overrides:
+        return recipe
+    return override(recipe, {"data.validation": "stratified"})
+
+
 def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     """`recipe` with fields replaced by dotted name, values checked and converted.
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from cifarlab.data import Source
 from cifarlab.data.loader import DROPOUT, Images, derived_seed
-from cifarlab.data.sources import reopen_source
+from cifarlab.data.sources import are_own_pictures, reopen_source
 from cifarlab.environment import describe_environment
 from cifarlab.errors import DivergedError, Interrupted, UserError, one_of
 from cifarlab.features import FeaturesDone, cacheable_layers, with_features
@@ -28,7 +28,7 @@ from cifarlab.job import Job, autocast, prepare
 from cifarlab.models.airbench import freeze_whitening_bias
 from cifarlab.optim import clip_gradients, l2_penalty, load_state_tensors, set_learning_rate, state_tensors
 from cifarlab.progress import follow, in_notebook, show_curves
-from cifarlab.recipe import Recipe, override, tied_to_total
+from cifarlab.recipe import Recipe, for_own_pictures, override, tied_to_total
 from cifarlab.recipes import get_recipe
 from cifarlab.run import Partial, Row, Run, State, best_epoch, check_out, stopped_early
 from cifarlab.schedule import learning_rate_factor
@@ -525,7 +525,9 @@ def train(
         data: a name such as `cifar10` or `demo`, the path of your own pictures, or an opened source.
         out: the run directory to make; by default `runs/<recipe>-s<seed>-<n>`.
         seed: of weights, data order, augmentation and dropout; the recipe's own `seed` is not used.
-        overrides: recipe fields by dotted name, for example `{"optimizer.learning_rate": 0.01}`.
+        overrides: recipe fields by dotted name, for example `{"optimizer.learning_rate": 0.01}`. With own pictures, a
+            recipe by name whose source validated on the test set validates on training pictures, unless
+            `data.validation` is among these.
         data_dir: the folder of CIFAR-10's batches, or its parent; beats `CIFARLAB_DATA` and the user's cache.
         init_from: a run to begin with the weights of; short for the field `finetune.init_from`.
         freeze: names or patterns of layers that stay as they are; short for the field `finetune.freeze`.
@@ -541,6 +543,8 @@ def train(
         fields["finetune.init_from"] = str(init_from.path if isinstance(init_from, Run) else init_from)
     if freeze is not None:
         fields["finetune.freeze"] = freeze if isinstance(freeze, str) else list(freeze)
+    if isinstance(recipe, str) and are_own_pictures(data):
+        chosen = for_own_pictures(chosen, fields)
     chosen = override(chosen, fields)
     check_out(None if out is None else Path(out))
     check_writers(log)

@@ -8,12 +8,13 @@ import pytest
 from picture_files import CLASSES, bomb, encoded, make, make_faulty, pixels, zipped
 from PIL import Image
 
-from cifarlab import text
+from cifarlab import Run, get_recipe, text, train, train_group
 from cifarlab.cli import main
-from cifarlab.data import open_source
+from cifarlab.data import from_folder, open_source
 from cifarlab.data.decoded import decode
 from cifarlab.data.listing import Reading, list_pictures
 from cifarlab.data.survey import Survey, class_samples, label_clashes, survey
+from cifarlab.recipe import override
 
 SMALL = [
     part
@@ -79,6 +80,16 @@ def test_every_fault_is_found(faulty):
     }
     lines = [problem.line for problem in found.problems]
     assert lines[0] == "5 pictures cannot be read; --skip-unreadable trains without" and len(lines) == 9
+
+
+def test_a_picture_many_times_is_a_short_line_and_whole_in_the_json(tmp_path):
+    make(tmp_path / "x", *(f"{name}/{n}.png" for name in "ab" for n in range(4)))
+    for n in range(20):
+        (tmp_path / f"x/a/copy{n:02d}.png").write_bytes((tmp_path / "x/a/0.png").read_bytes())
+    found = surveyed(tmp_path / "x")
+    assert len(found.exact_duplicates.groups[0]) == 21
+    (problem,) = (each for each in found.problems if "the same file" in each.line)
+    assert problem.examples == ["a/0.png = a/copy00.png = a/copy01.png = a/copy02.png = 17 more"]
 
 
 def test_nothing_is_found_where_nothing_is_wrong(tmp_path):
@@ -222,6 +233,42 @@ def test_files_that_change_between_epochs_change_nothing(tmp_path):
         path.write_bytes(encoded(pixels(1000)))
     assert np.array_equal(source.load("train").images[:], before)
     assert open_source(folder).checksum != source.checksum
+
+
+@pytest.mark.parametrize("setting", ["", "data.validation=test", "data.validation=none"])
+def test_a_recipe_that_validated_on_the_test_set_leaves_ones_own_test_pictures_alone(
+    setting, in_empty_folder, capsys
+):
+    folder = make(in_empty_folder / "x", *(f"{name}/{n}.png" for name in "ab" for n in range(20)))
+    for n in range(6):
+        (folder / f"a/copy {n}.png").write_bytes((folder / "a/0.png").read_bytes())
+    words = ["--set", setting] if setting else []
+    code, _, err = ask(capsys, "train", "vgg1", "--data", folder, *words, *SMALL, "--out", "run")
+    assert code == 0, err
+    assert ("vgg1 validated on the test set; with your own pictures" in err) == (setting == "")
+    run, source = Run("run"), open_source(folder)
+    assert run.data["validation"] == (setting.split("=")[-1] or "stratified")
+    assert run.evaluations.get("test_set_uses", []) == []
+    assert len(source.load("test").labels) == 9 or len(source.load("test").labels) == 8
+    sides = np.zeros(len(source.groups), int)
+    sides[run.data["validation_indices"]] = 1
+    for group in np.unique(source.groups):
+        assert len(set(sides[source.groups == group].tolist())) == 1
+    everything = [source.load(split).images[:].reshape(-1, 32 * 32 * 3) for split in ("train", "test")]
+    assert not {row.tobytes() for row in everything[0]} & {row.tobytes() for row in everything[1]}
+
+
+def test_in_python_a_recipe_by_name_leaves_ones_own_test_pictures_alone_too(in_empty_folder):
+    folder = make(in_empty_folder / "x", *(f"{name}/{n}.png" for name in "ab" for n in range(8)))
+    fields = {"model.widths": [4], "model.dense": 8, "epochs": 1, "device.threads": 1}
+    recipe = override(get_recipe("vgg1"), fields)
+    by_name = [
+        train("vgg1", data=folder, overrides=fields),
+        train("vgg1", data=from_folder(folder), overrides=fields),
+        *train_group("vgg1", seeds=1, data=str(folder), overrides=fields),
+    ]
+    assert [run.data["validation"] for run in by_name] == ["stratified"] * 3
+    assert train(recipe, data=folder).data["validation"] == "test"  # as it was given
 
 
 def test_training_says_what_is_wrong_and_goes_on(faulty, in_empty_folder, capsys):

@@ -68,9 +68,9 @@ def data(
         raise UserError(f"--per-class {problem}")
     if figure is not None:
         screen.check_file(figure, "--figure", ", as photos.png")
-    from cifarlab.data.sources import is_path, official_at
+    from cifarlab.data.sources import are_own_pictures
 
-    if is_path(which) and official_at(Path(which).expanduser()) is None:
+    if are_own_pictures(which):
         from cifarlab.cli.survey import show_survey
 
         if data_dir is not None:

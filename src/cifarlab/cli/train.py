@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,7 +112,9 @@ def train(
         "finetune.init_from": None if init_from is None else json.dumps(str(init_from)),
         "finetune.freeze": json.dumps(freeze) if freeze else None,
     }
-    chosen = override(get_recipe(recipe or _default_recipe()), overrides_of(options, settings or []))
+    given = overrides_of(options, settings or [])
+    chosen = _suited(get_recipe(recipe or _default_recipe()), data, given)
+    chosen = override(chosen, given)
     if seed is not None and seeds is not None:
         raise UserError(f"--seed {seed} and --seeds {seeds}: give one; --seeds trains seeds 0 to {seeds - 1}")
     in_group = seeds is not None or folds is not None
@@ -231,6 +233,20 @@ def overrides_of(options: dict[str, str | None], settings: list[str]) -> dict[st
 
 
 # Before: the plan
+
+
+def _suited(recipe: Recipe, data: str, given: Mapping[str, Any]) -> Recipe:
+    """The recipe for the data, and a line that says so where it is another."""
+    from cifarlab.data.sources import are_own_pictures
+    from cifarlab.recipe import for_own_pictures
+
+    suited = for_own_pictures(recipe, given) if are_own_pictures(data) else recipe
+    if suited != recipe:
+        screen.note(
+            f"{recipe.name} validated on the test set; with your own pictures it validates on training pictures, and"
+            " the test pictures are left to evaluate (--set data.validation=test: as it did)"
+        )
+    return suited
 
 
 def _default_recipe() -> str:

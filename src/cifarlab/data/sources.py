@@ -195,6 +195,13 @@ def is_path(name: str | Path) -> bool:
     )
 
 
+def are_own_pictures(data: str | Path | Source) -> bool:
+    """Whether these are somebody's own picture files, and no data set that others have as well."""
+    if isinstance(data, Source):
+        return data.reading is not None
+    return is_path(data) and official_at(Path(data).expanduser()) is None
+
+
 def source_name(name: str | Path) -> str:
     """What the source that `open_source` opens under this name or at this path calls itself."""
     if not is_path(name):

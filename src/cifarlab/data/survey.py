@@ -23,6 +23,7 @@ UNSPLIT = "all"
 SAMPLE_PIXELS = 96  # a side, of pictures in the figure
 FEWEST = 3  # pictures of a class: to train on, to validate on and to test on
 UNEVEN = 3  # times as many pictures in the largest class as in the smallest
+MOST_NAMES = 4  # of a group of duplicates, in a line
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,13 @@ def _told(found: Duplicates, what: str, things: str) -> Problem | None:
         line += f"; {found.across_splits:,} across splits: what is tested on was trained on"
     if found.across_classes:
         line += f"; {found.across_classes:,} across classes: one of the labels is wrong"
-    return Problem(line, [" = ".join(group) for group in found.groups])
+    return Problem(line, [_equals(group) for group in found.groups])
+
+
+def _equals(group: Sequence[str]) -> str:
+    """In one line, however many there are; the survey's JSON has all of them."""
+    more = len(group) - MOST_NAMES
+    return " = ".join(group[:MOST_NAMES]) + (f" = {more:,} more" if more > 0 else "")
 
 
 def _classes(n: int) -> str:
