@@ -144,24 +144,8 @@ def load(data_dir: Path | None) -> dict[str, tuple[Tensor, Tensor]]:
     return splits
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--train-epochs", type=int, help="stop after so many of them; default: all")
-    parser.add_argument("--whiten-bias-epochs", type=int, default=3)
-    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    torch.manual_seed(options.seed)
-    splits = load(options.data_dir)
-    images, labels = splits["train"]
-    model = Net().to(memory_format=torch.channels_last)
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bfloat16")
-    began = time.perf_counter()
-    model.init_whiten(images[:5000])
+def optimizers(model: Net) -> tuple[torch.optim.SGD, Muon]:
+    """SGD for biases and head, Muon for the filters; the whitening bias is SGD's first group."""
     filters = [p for p in model.parameters() if p.ndim == 4 and p.requires_grad]
     norm_biases = [p for name, p in model.named_parameters() if "norm" in name and p.requires_grad]
     sgd = torch.optim.SGD(
@@ -173,14 +157,20 @@ def main() -> None:
         momentum=0.85,
         nesterov=True,
     )
-    muon = Muon(filters, lr=MUON_LR, momentum=0.6)
+    return sgd, Muon(filters, lr=MUON_LR, momentum=0.6)
+
+
+def train(
+    model: Net, images: Tensor, labels: Tensor, options: argparse.Namespace, autocast: torch.autocast
+) -> None:
+    """`options.train_epochs` of a schedule for `options.epochs`; prints a line of JSON for each."""
+    sgd, muon = optimizers(model)
     groups = [*sgd.param_groups, *muon.param_groups]
     rates = [group["lr"] for group in groups]
     steps_per_epoch = len(images) // BATCH_SIZE
     total, whiten_steps = options.epochs * steps_per_epoch, options.whiten_bias_epochs * steps_per_epoch
-    last_epoch = options.train_epochs or options.epochs
     epoch_began, correct = time.perf_counter(), 0
-    for step, (epoch, x, y) in enumerate(batches(images, labels, last_epoch)):
+    for step, (epoch, x, y) in enumerate(batches(images, labels, options.train_epochs)):
         model.train()
         model.whiten.bias.requires_grad = step < whiten_steps
         for index, (group, rate) in enumerate(zip(groups, rates, strict=True)):
@@ -194,21 +184,39 @@ def main() -> None:
         correct += int((logits.argmax(1) == y).sum())
         if (step + 1) % steps_per_epoch == 0:
             now = time.perf_counter()
-            line = {
-                "epoch": epoch + 1,
-                "epoch_seconds": now - epoch_began,
-                "train_accuracy": correct / len(images),
-            }
+            accuracy = correct / len(images)
+            line = {"epoch": epoch + 1, "epoch_seconds": now - epoch_began, "train_accuracy": accuracy}
             print(json.dumps(line), flush=True)
             epoch_began, correct = now, 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--train-epochs", type=int, help="stop after so many of them; default: all")
+    parser.add_argument("--whiten-bias-epochs", type=int, default=3)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    options.train_epochs = options.train_epochs or options.epochs
+    torch.manual_seed(options.seed)
+    splits = load(options.data_dir)
+    model = Net().to(memory_format=torch.channels_last)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bfloat16")
+    began = time.perf_counter()
+    model.init_whiten(splits["train"][0][:5000])
+    train(model, *splits["train"], options, autocast)
     result: dict[str, object] = {
         "precision": options.precision,
         "epochs": options.epochs,
-        "trained_epochs": last_epoch,
+        "trained_epochs": options.train_epochs,
         "seed": options.seed,
         "train_seconds": time.perf_counter() - began,
     }
-    if last_epoch == options.epochs:
+    if options.train_epochs == options.epochs:
         plain, views = predict(model, splits["test"][0], autocast)
         result["test_accuracy"] = (plain.argmax(1) == splits["test"][1]).float().mean().item()
         result["test_accuracy_with_tta"] = (views.argmax(1) == splits["test"][1]).float().mean().item()

@@ -398,7 +398,7 @@ def processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
 
 
-def main() -> None:
+def parsed_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -427,13 +427,18 @@ def main() -> None:
     parser.add_argument("--worker", choices=["cifarlab", "keras"], help=argparse.SUPPRESS)
     parser.add_argument("--settings", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.worker:
-        (cifarlab_worker if options.worker == "cifarlab" else keras_worker)(options.settings)
-        return
-    if not options.keras_python:
+    if not options.keras_python and not options.worker:
         parser.error("--keras-python is needed: an interpreter that has keras and tensorflow")
     options.keras_precision = options.keras_precision or [options.precision]
     options.out = options.out or RESULTS / f"keras_fit{NAME_OF[options.precision]}.json"
+    return options
+
+
+def main() -> None:
+    options = parsed_options()
+    if options.worker:
+        (cifarlab_worker if options.worker == "cifarlab" else keras_worker)(options.settings)
+        return
     load_before = os.getloadavg()
     records = [compare(name, options) for name in recipe_names(options.recipes)]
     document = {
