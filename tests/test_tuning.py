@@ -1,5 +1,6 @@
 """A search for settings: what a space may say, and that a search ends the same whatever stops it meanwhile."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -155,13 +156,28 @@ def test_a_diverged_training_of_a_finalist_is_the_worst_in_accuracy_too(whole: A
         )
     )
     good, bad = winner["losses"]
-    for seed in (good, 99):
+    for seed in (good, 3):
         finals.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={"task": (0, seed)}))
     diverged = {"task": (0, bad), "diverged": True}
     finals.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED, user_attrs=diverged))
-    (found,) = report_of(search, study, finals)["finalists"]
+    (found,) = report_of(dataclasses.replace(search, seeds=3), study, finals)["finalists"]
     assert winner["accuracies"][bad] is not None
     assert found["losses"][bad] is None and found["accuracies"][bad] is None
+
+
+def test_a_finalist_of_an_earlier_search_with_fewer_seeds_does_not_win_by_luck(whole: Any) -> None:
+    import optuna
+
+    study, finals = optuna.create_study(), optuna.create_study()
+    for number in range(2):
+        study.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={"values": {"batch_size": number}}))
+    for task, loss in (((0, 1), 0.1), ((1, 1), 0.5), ((1, 2), 0.6)):
+        finals.add_trial(optuna.trial.create_trial(value=loss, user_attrs={"task": task}))
+    report = report_of(dataclasses.replace(whole[0], seeds=2), study, finals)
+    assert [each["trial"] for each in report["finalists"]] == [1]
+    assert report["cost"]["finalist_trainings"] == 3
+    one = report_of(dataclasses.replace(whole[0], seeds=1), study, finals)["finalists"]
+    assert [(each["trial"], each["losses"]) for each in one] == [(0, {1: 0.1}), (1, {1: 0.5})]
 
 
 def test_trials_are_kept_as_records(whole: Any) -> None:

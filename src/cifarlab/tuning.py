@@ -77,6 +77,11 @@ class Search:
         return POSTGRESQL.sub("postgresql+psycopg://", self.storage)
 
     @property
+    def finalist_seeds(self) -> range:
+        """That the trials have not used."""
+        return range(self.recipe.seed + 1, self.recipe.seed + 1 + self.seeds)
+
+    @property
     def digest(self) -> str:
         """Of all that trials must share to be compared."""
         content = {
@@ -659,7 +664,7 @@ def _plan_finalists(worker: Worker) -> None:
             )
         trials = worker.finals.get_trials(deepcopy=False)
         planned = {tuple(trial.user_attrs.get("task", ())) for trial in trials}
-        for seed in range(search.recipe.seed + 1, search.recipe.seed + 1 + search.seeds):
+        for seed in search.finalist_seeds:
             for trial in candidates:
                 task = (trial.number, seed)
                 if task not in planned:

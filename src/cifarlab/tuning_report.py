@@ -28,10 +28,7 @@ def report_of(search: Search, study: optuna.Study, finals: optuna.Study) -> dict
 
     trials = [_trial(trial) for trial in counted(study)]
     finalists = _finalists(search, study, finals)
-    winner = min(
-        finalists, key=lambda each: (each["median_loss"] is None, each["median_loss"], each["trial"])
-    )
-    if winner["median_loss"] is None:
+    if not finalists or finalists[0]["median_loss"] is None:
         raise UserError("no finalist's training ended well: every one diverged or failed")
     spent = [*study.get_trials(deepcopy=False), *finals.get_trials(deepcopy=False)]
     return {
@@ -41,12 +38,12 @@ def report_of(search: Search, study: optuna.Study, finals: optuna.Study) -> dict
         "seed": search.recipe.seed,
         "trials": trials,
         "finalists": finalists,
-        "winner": winner,
+        "winner": finalists[0],
         "importance": _importance(study),
         "cost": {
             "trials": len(trials),
             **{state: sum(trial["state"] == state for trial in trials) for state in STATES},
-            "finalist_trainings": sum(len(each["losses"]) for each in finalists),
+            "finalist_trainings": sum(map(_has_ended, finals.get_trials(deepcopy=False))),
             "elapsed_seconds": sum(trial.user_attrs.get("elapsed_seconds", 0.0) for trial in spent),
             "images": sum(trial.user_attrs.get("images", 0) for trial in spent),
         },
@@ -157,13 +154,8 @@ def _trial(trial: FrozenTrial) -> dict[str, Any]:
 def _finalists(search: Search, study: optuna.Study, finals: optuna.Study) -> list[dict[str, Any]]:
     """By median loss; a training that diverged counts as the worst."""
     trials = study.get_trials(deepcopy=False)
-    by_candidate: dict[int, dict[int, FrozenTrial]] = {}
-    for final in finals.get_trials(deepcopy=False):
-        if final.state.is_finished() and (final.value is not None or _ended_badly(final)):
-            number, seed = final.user_attrs["task"]
-            by_candidate.setdefault(number, {})[seed] = final
     rows = []
-    for number, by_seed in by_candidate.items():
+    for number, by_seed in _trainings_of_finalists(search, finals).items():
         origin = trials[number].user_attrs.get("origin", number)
         losses = {
             seed: None if _ended_badly(final) else final.value for seed, final in sorted(by_seed.items())
@@ -184,6 +176,21 @@ def _finalists(search: Search, study: optuna.Study, finals: optuna.Study) -> lis
             }
         )
     return sorted(rows, key=lambda row: (row["median_loss"] is None, row["median_loss"], row["trial"]))
+
+
+def _trainings_of_finalists(search: Search, finals: optuna.Study) -> dict[int, dict[int, FrozenTrial]]:
+    """By trial and seed, with this search's seeds; of an earlier search with fewer, only who has them all by now."""
+    found: dict[int, dict[int, FrozenTrial]] = {}
+    for final in finals.get_trials(deepcopy=False):
+        number, seed = final.user_attrs.get("task", (None, None))
+        if _has_ended(final) and seed in search.finalist_seeds:
+            found.setdefault(number, {})[seed] = final
+    most = max(map(len, found.values()), default=0)
+    return {number: by_seed for number, by_seed in found.items() if len(by_seed) == most}
+
+
+def _has_ended(final: FrozenTrial) -> bool:
+    return final.state.is_finished() and (final.value is not None or _ended_badly(final))
 
 
 def _ended_badly(final: FrozenTrial) -> bool:
