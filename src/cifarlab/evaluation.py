@@ -21,7 +21,7 @@ from cifarlab.data import Source
 from cifarlab.data.listing import SplitName
 from cifarlab.data.loader import on_device
 from cifarlab.data.mapped import Pictures, choose
-from cifarlab.data.sources import reopen_source
+from cifarlab.data.sources import check_same_data, reopen_source
 from cifarlab.environment import choose_device
 from cifarlab.errors import UserError, nearest, one_of
 from cifarlab.macro import macro_mean, uneven
@@ -227,10 +227,7 @@ def open_data(run: Run, data: Source | None = None, data_dir: str | Path | None 
     size, fit = run.recipe.input.size, run.recipe.input.fit
     place = None if data_dir is None else Path(data_dir)
     source = data or reopen_source(run.data, place, size_pixels=size, fit=fit)
-    if source.checksum != run.data["checksum"]:
-        raise UserError(
-            f"{run.path} was trained on other data: {run.data['checksum']}, and {source.location} is {source.checksum}"
-        )
+    check_same_data(run.path, run.data, source)
     return source.sized(size, fit)
 
 

@@ -48,9 +48,9 @@ def p_statement(p: float | None) -> str:
     return f"p < {told[1:]}" if told.startswith("<") else f"p = {told}"
 
 
-def count(n: int, noun: str) -> str:
-    """`1 epoch`, `12 epochs`, `5,000 pictures`."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+def count(n: int, noun: str, plural: str | None = None) -> str:
+    """`1 epoch`, `12 epochs`, `5,000 pictures`; `plural` where it is not the noun and an s."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
 
 
 def duration(seconds: float) -> str:

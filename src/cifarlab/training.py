@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from cifarlab.data import Source
 from cifarlab.data.loader import DROPOUT, Images, derived_seed
-from cifarlab.data.sources import are_own_pictures, reopen_source
+from cifarlab.data.sources import are_own_pictures, check_same_data, reopen_source
 from cifarlab.environment import describe_environment
 from cifarlab.errors import DivergedError, Interrupted, UserError, one_of
 from cifarlab.features import FeaturesDone, cacheable_layers, with_features
@@ -147,11 +147,7 @@ def reopen(
         place = None if data_dir is None else Path(data_dir)
         source = reopen_source(run.data, place, size_pixels=recipe.input.size, fit=recipe.input.fit)
     job = prepare(recipe, source, resumed=run)
-    if job.source.checksum != run.data["checksum"]:
-        raise UserError(
-            f"{run.path} was trained on other data: {run.data['checksum'][:23]}…, and {job.source.location} is"
-            f" {job.source.checksum[:23]}…"
-        )
+    check_same_data(run.path, run.data, job.source)
     return job, run
 
 

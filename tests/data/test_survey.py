@@ -112,6 +112,15 @@ def test_duplicates_across_splits(tmp_path):
     assert problem.examples == ["test/b/5.png = train/b/2.png"]
 
 
+def test_a_split_and_one_class_are_called_by_their_names(tmp_path, capsys):
+    make(tmp_path / "x", "a/1.png", "a/2.png")
+    assert main(["data", str(tmp_path / "x")]) == 0
+    assert "pictures  2 of 1 class\n" in capsys.readouterr().out
+    (tmp_path / "x" / "list.csv").write_text("path,label,split\na/1.png,a,trian\n")
+    assert main(["data", str(tmp_path / "x")]) == 2
+    assert "it should be train, validation or test; did you mean 'train'?" in capsys.readouterr().err
+
+
 def test_a_class_of_one_picture_again_and_again(tmp_path):
     make(tmp_path / "x", *(f"{name}/{n}.png" for name in "ab" for n in range(4)))
     for n in range(4):
@@ -287,3 +296,4 @@ def test_training_says_what_is_wrong_and_goes_on(faulty, in_empty_folder, capsys
     (faulty / "owl" / "1.png").write_bytes(encoded(pixels(1)))
     code, _, err = ask(capsys, "resume", "run", "--epochs", "2")
     assert code == 2 and "was trained on other data" in err
+    assert "pictures there were changed, added or taken away since" in err

@@ -50,7 +50,7 @@ def _print(console: Console, found: Survey) -> None:
     lines = {
         "from": found.location,
         "layout": found.layout,
-        "pictures": f"{n:,} of {len(found.classes):,} classes{given}",
+        "pictures": f"{n:,} of {text.count(len(found.classes), 'class', 'classes')}{given}",
         "sizes": _sizes(found.sizes),
         "modes": ", ".join(f"{mode} {count:,}" for mode, count in found.modes.items()) or "–",
     }

@@ -180,6 +180,18 @@ def reopen_source(
     return open_pictures(path, Reading(**run_data["reading"]), size_pixels, fit, decoding)
 
 
+def check_same_data(run: Path, run_data: Mapping[str, Any], source: Source) -> None:
+    """Raises UserError where `source` is other data than the `run` was trained with."""
+    was, now = run_data["checksum"], source.checksum
+    if was == now:
+        return
+    changed = source.reading is not None and source.location == run_data["location"]
+    why = ": pictures there were changed, added or taken away since" if changed else ""
+    raise UserError(
+        f"{run} was trained on other data: {was[:23]}…, and {source.location} is {now[:23]}…{why}"
+    )
+
+
 def _where_it_was(run_data: Mapping[str, Any]) -> Path | None:
     """Of official files, if they are still there; None in the user's cache, which mends itself."""
     place, dataset = Path(run_data["location"]), DATASETS.get(run_data["name"])

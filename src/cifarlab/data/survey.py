@@ -204,7 +204,9 @@ def _problems(found: Survey) -> Iterator[Problem | None]:
     if len(found.classes) == 1:
         yield Problem(f"there is one class only, {found.classes[0]}: two or more are needed to train", [])
     if found.empty_classes:
-        yield Problem(f"{_classes(len(found.empty_classes))} without a picture", found.empty_classes)
+        yield Problem(
+            f"{count(len(found.empty_classes), 'class', 'classes')} without a picture", found.empty_classes
+        )
     if found.label_clashes:
         names = [" / ".join(map(repr, group)) for group in found.label_clashes]
         yield Problem("classes whose names differ only in case or space: are they the same?", names)
@@ -214,7 +216,7 @@ def _problems(found: Survey) -> Iterator[Problem | None]:
     if found.alike_classes:
         line = "near duplicates stay together, so that none is held out to judge by"
         yield Problem(
-            f"{_classes(len(found.alike_classes))} with one picture again and again: {line}",
+            f"{count(len(found.alike_classes), 'class', 'classes')} with one picture again and again: {line}",
             found.alike_classes,
         )
     for reason, names in found.left_out.items():
@@ -230,7 +232,7 @@ def _balance(found: Survey) -> Iterator[Problem]:
     few = [f"{name}: {n:,}" for name, n in counts.items() if n < (FEWEST if UNSPLIT in found.splits else 1)]
     if few:
         needed = f"fewer than {FEWEST} pictures" if UNSPLIT in found.splits else "no training picture"
-        yield Problem(f"{_classes(len(few))} with {needed}", few)
+        yield Problem(f"{count(len(few), 'class', 'classes')} with {needed}", few)
     smallest, largest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[smallest] and counts[largest] >= UNEVEN * counts[smallest]:
         times = counts[largest] / counts[smallest]
@@ -253,7 +255,3 @@ def _equals(group: Sequence[str]) -> str:
     """In one line, however many there are; the survey's JSON has all of them."""
     more = len(group) - MOST_NAMES
     return " = ".join(group[:MOST_NAMES]) + (f" = {more:,} more" if more > 0 else "")
-
-
-def _classes(n: int) -> str:
-    return "1 class" if n == 1 else f"{n:,} classes"

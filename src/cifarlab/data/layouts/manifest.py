@@ -114,7 +114,10 @@ def _split(value: object, row: int, where: str) -> SplitName:
     split = SPLIT_NAMES.get(str(value).strip().lower())
     if split is None:
         given = "no split" if value in (None, "") else f"the split '{value}'"
-        raise UserError(f"{where}: row {row:,} has {given}; it should be train, validation or test")
+        raise UserError(
+            f"{where}: row {row:,} has {given}; it should be train, validation or test"
+            f"{nearest(str(value).lower(), SPLIT_NAMES)}"
+        )
     return split
 
 
