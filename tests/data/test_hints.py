@@ -59,9 +59,17 @@ def given(request, small: SmallData, in_empty_folder: Path) -> list[str]:
 
 def test_what_follows_a_training_can_be_pasted(given, in_empty_folder, monkeypatch, capsys):
     picture = make(in_empty_folder / "x", "photo 1.png") / "photo 1.png"
-    monkeypatch.setenv("CIFARLAB_DATA", str(in_empty_folder / "nothing here"))
+    monkeypatch.delenv("CIFARLAB_DATA", raising=False)
     assert main(["train", "demo", *given, *SMALL, "--out", "my run"]) == 0
     assert run_hints(capsys.readouterr().out, picture) == ["evaluate", "predict", "resume"]
+
+
+def test_the_variable_beats_where_a_run_had_its_data(small: SmallData, in_empty_folder, monkeypatch, capsys):
+    small.write(in_empty_folder / "my data")
+    assert main(["train", "demo", "--data-dir", "my data", *SMALL, "--out", "run"]) == 0
+    monkeypatch.setenv("CIFARLAB_DATA", str(in_empty_folder))
+    assert main(["evaluate", "run"]) == 2
+    assert "which CIFARLAB_DATA names" in capsys.readouterr().err
 
 
 def test_what_follows_a_search_of_the_rate_can_be_pasted(given, in_empty_folder, monkeypatch, capsys):

@@ -111,7 +111,7 @@ def test_an_incomplete_official_folder_given_as_a_path_says_what_is_missing(
     place = put(tmp_path, folder)
     gone = sorted(FILES[folder])[-1]
     (place / gone).unlink()
-    words = ["data"] if command == "data" else ["train", "vgg1", "--out", str(tmp_path / "run"), "--data"]
+    words = ["data"] if command == "data" else ["train", "cnn4", "--out", str(tmp_path / "run"), "--data"]
     for given in (place, tmp_path):
         assert main([*words, str(given)]) == 2
         error = capsys.readouterr().err

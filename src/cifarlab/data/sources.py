@@ -160,7 +160,8 @@ def reopen_source(
 ) -> Source:
     """The source that a run's data.json speaks of, read as it was for the run; other arguments as for `open_source`.
 
-    It is looked for in `data_dir`, else where it was, else, of a data set with a name, as `open_source` does.
+    Picture files are looked for in `data_dir`, else where they were; a data set with a name in `data_dir`, else where
+    CIFARLAB_DATA says, else where it was, else in the user's cache.
     Raises UserError if it is not there any more, or was given in Python, so that nobody but the user has it.
     """
     if run_data.get("in_memory"):
@@ -193,7 +194,10 @@ def check_same_data(run: Path, run_data: Mapping[str, Any], source: Source) -> N
 
 
 def _where_it_was(run_data: Mapping[str, Any]) -> Path | None:
-    """Of official files, if they are still there; None in the user's cache, which mends itself."""
+    """Of official files, if they are still there; None where CIFARLAB_DATA says where, and in the user's cache, which
+    mends itself."""
+    if os.environ.get(DATA_VARIABLE):
+        return None
     place, dataset = Path(run_data["location"]), DATASETS.get(run_data["name"])
     if dataset is None or not place.is_absolute() or place.is_relative_to(cache_dir().absolute()):
         return None
