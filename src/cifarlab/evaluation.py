@@ -21,7 +21,7 @@ from cifarlab.data import Source
 from cifarlab.data.listing import SplitName
 from cifarlab.data.loader import on_device
 from cifarlab.data.mapped import Pictures, choose
-from cifarlab.data.sources import check_same_data, reopen_source
+from cifarlab.data.sources import DecodingProgress, check_same_data, reopen_source
 from cifarlab.environment import choose_device
 from cifarlab.errors import UserError, nearest, one_of
 from cifarlab.macro import macro_mean, uneven
@@ -110,6 +110,7 @@ def evaluate(
     data: Source | None = None,
     data_dir: str | Path | None = None,
     device: str = "auto",
+    decoding: DecodingProgress | None = None,
 ) -> Evaluation:
     """Judge a run's weights on a split, and write the result into the run's evaluation.json.
 
@@ -123,6 +124,7 @@ def evaluate(
         data: the run's source again, which it needs where that was given in Python (`cifarlab.data.from_arrays`).
         data_dir: the folder of CIFAR-10's batches, or its parent; beats `CIFARLAB_DATA` and the user's cache.
         device: where the network works, where it has to: "auto", "cpu", "cuda" or "mps".
+        decoding: called as `decoding(done, total)`, in pictures, where picture files have to be decoded again.
 
     Raises:
         UserError: when the run has no such weights or split, something in it is damaged, or the data is other data.
@@ -138,7 +140,8 @@ def evaluate(
     opened = _opened_split(run, split)
     stored = _stored_logits(run, opened, chosen, views=len(RULES[run.recipe.test_time_views]))
     if stored is None:
-        views, labels, weights_sha256 = _compute_logits(run, split, chosen, data, data_dir, device)
+        source = open_data(run, data, data_dir, decoding)
+        views, labels, weights_sha256 = _compute_logits(run, split, chosen, source, device)
         result = measure(run, split, chosen, views, labels, reused=False)
         _record(run, result)
         _store_logits(run, opened, chosen, weights_sha256, views, labels)
@@ -156,6 +159,7 @@ def judged_before(
     weights: str | None = None,
     data: Source | None = None,
     data_dir: str | Path | None = None,
+    decoding: DecodingProgress | None = None,
 ) -> Evaluation:
     """As `evaluate`, but the test set is not opened for it: its answers must have been stored before.
 
@@ -169,7 +173,7 @@ def judged_before(
         raise UserError(
             f"the test set is opened by evaluate alone: {_how_to_judge(run, weights)} first, or --split validation"
         )
-    return evaluate(run, split=split, weights=weights, data=data, data_dir=data_dir)
+    return evaluate(run, split=split, weights=weights, data=data, data_dir=data_dir, decoding=decoding)
 
 
 def _how_to_judge(run: Run, weights: str | None) -> str:
@@ -218,7 +222,12 @@ def open_pictures(
     return _pictures(run, source, split)[0][:]
 
 
-def open_data(run: Run, data: Source | None = None, data_dir: str | Path | None = None) -> Source:
+def open_data(
+    run: Run,
+    data: Source | None = None,
+    data_dir: str | Path | None = None,
+    decoding: DecodingProgress | None = None,
+) -> Source:
     """The data that a run was trained with, at the size of its inputs; `data` is that already, where it is given.
 
     Raises:
@@ -226,7 +235,7 @@ def open_data(run: Run, data: Source | None = None, data_dir: str | Path | None 
     """
     size, fit = run.recipe.input.size, run.recipe.input.fit
     place = None if data_dir is None else Path(data_dir)
-    source = data or reopen_source(run.data, place, size_pixels=size, fit=fit)
+    source = data or reopen_source(run.data, place, size_pixels=size, fit=fit, decoding=decoding)
     check_same_data(run.path, run.data, source)
     return source.sized(size, fit)
 
@@ -279,12 +288,10 @@ def _compute_logits(
     run: Run,
     split: str,
     weights: Weights,
-    data: Source | None,
-    data_dir: str | Path | None,
+    source: Source,
     device_name: str,
 ) -> tuple[Tensor, Tensor, str]:
     """Logits float32 (views, N, classes), labels int64 (N,), and the SHA-256 of the weights that the logits are of."""
-    source = open_data(run, data, data_dir)
     device = choose_device(run.recipe.device.model_copy(update={"name": device_name}))
     model, preparation, weights_sha256 = _load_network(run, weights, str(device))
     if _opened_split(run, split) == "test":

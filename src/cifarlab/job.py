@@ -227,15 +227,19 @@ def _untrained_model(recipe: Recipe, source: Source, stream: BatchStream, device
     if max(preparation.height, preparation.width) > OWN_SIZE:
         check_parameters(recipe.model, classes, input_shape)
     model = new_model(recipe, classes, input_shape, device)
-    fit_whitening(model, preparation(_some_pictures(stream, source).permute(0, 3, 1, 2)))
+    fit_whitening(model, lambda: preparation(_some_pictures(stream, source).permute(0, 3, 1, 2)))
     return model
 
 
 def _some_pictures(stream: BatchStream, source: Source) -> Tensor:
-    """The first training pictures; of picture files, which are in the order of their classes, from all of them."""
-    n = len(stream.images)
-    step = 1 if source.reading is None else max(1, n // WHITENED_PICTURES)
-    return stream.images[torch.arange(0, n, step, device=stream.labels.device)[:WHITENED_PICTURES]]
+    """The first training pictures; of picture files, which are in the order of their classes, from all of them.
+
+    Of large pictures fewer, so that they take as much memory as small ones.
+    """
+    n, height, width, _ = stream.images.shape
+    most = max(1, WHITENED_PICTURES * OWN_SIZE**2 // max(OWN_SIZE**2, height * width))
+    step = 1 if source.reading is None else max(1, n // most)
+    return stream.images[torch.arange(0, n, step, device=stream.labels.device)[:most]]
 
 
 def _preparation(recipe: Recipe, images: Pictures, base: Run | None, resumed: Run | None) -> Preparation:

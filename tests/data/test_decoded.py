@@ -1,6 +1,7 @@
 """Decoding to the cache: what is in it, when it is used again, and when it is made anew."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from tests.data.drawn_pictures import draw, write_folder
 
+from cifarlab.cli import main
 from cifarlab.data import decoded as module
 from cifarlab.data import decoding
 from cifarlab.data.decoded import Decoded, decode, find_decoded
@@ -254,3 +256,48 @@ def test_control_c_ends_the_processes_and_leaves_nothing(folder: Path, cache: Pa
     assert output == "" and error.rstrip().endswith("KeyboardInterrupt")
     assert not any(Path(f"/proc/{number}").exists() for number in started)
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
+
+
+def _caches(cache: Path) -> set[str]:
+    return {path.name for path in cache.iterdir() if path.is_dir()}
+
+
+def test_the_oldest_caches_go_and_those_in_use_stay(folder: Path, cache: Path, monkeypatch) -> None:
+    in_use = _decode(folder, 32)[0]
+    held = _caches(cache)
+    assert _decode(folder, 33)[1] == 9
+    _decode(folder, 34)
+    oldest = _decode(folder, 33)  # used again, so that the one of 34 pixels is the oldest that is free
+    assert oldest[1] == 0
+    del oldest
+    left_by_a_killed_one = cache / f".{'0' * 40}.tmp"
+    left_by_a_killed_one.mkdir()
+    before = _caches(cache)
+    one = in_use.pixels.nbytes * 40**2 // 32**2
+    monkeypatch.setenv("CIFARLAB_CACHE_GB", str(3 * one / 1e9))
+    _decode(folder, 35)
+    stayed = _caches(cache) & before
+    assert held < stayed and len(stayed) == 2 and not left_by_a_killed_one.exists()
+    assert _decode(folder, 33)[1] == 0 and _decode(folder, 34)[1] == 9
+    monkeypatch.setenv("CIFARLAB_CACHE_GB", "0")
+    _decode(folder, 36)
+    assert held <= _caches(cache) and len(_caches(cache)) == 2
+    assert np.array_equal(in_use.pixels, _decode(folder, 32)[0].pixels)
+    del in_use
+    module.clear_cache()
+    assert not _caches(cache) and not list(cache.glob("*.known"))
+
+
+@pytest.mark.parametrize("limit", ["much", "-1", "nan", "inf"])
+def test_a_limit_that_is_none_is_one_line(folder: Path, monkeypatch, limit: str) -> None:
+    monkeypatch.setenv("CIFARLAB_CACHE_GB", limit)
+    with pytest.raises(UserError, match="CIFARLAB_CACHE_GB is '.*'; a number of gigabytes is needed"):
+        _decode(folder)
+
+
+def test_the_command_clears_the_cache(folder: Path, cache: Path, capsys) -> None:
+    _decode(folder)
+    assert main(["data", "--clear-cache", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["freed_bytes"] > 9 * 32 * 32 * 3
+    assert not _caches(cache)
+    assert main(["data", "--clear-cache"]) == 0 and "removed decoded pictures: 0" in capsys.readouterr().out

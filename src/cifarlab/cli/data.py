@@ -17,6 +17,8 @@ from cifarlab.cli.options import AsJson, DataDir, LabelsFrom
 from cifarlab.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
+
     from cifarlab.data import Source
     from cifarlab.recipe import Recipe
     from cifarlab.run import Run
@@ -47,6 +49,9 @@ def data(
         int | None,
         typer.Option("--per-class", metavar="N", help="With --figure: N pictures of each class."),
     ] = None,
+    clear_cache: Annotated[
+        bool, typer.Option("--clear-cache", help="Remove the decoded pictures that no running process uses.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find a data set or fetch it, verify it, and print what is in it; of your own pictures, what is wrong with them.
@@ -58,7 +63,11 @@ def data(
       cifarlab data ~/data/cifar-10-python.tar.gz
       cifarlab data ~/photos --figure photos.png
       cifarlab data ~/flat.zip --labels-from '(.+)_\\d+'
+      cifarlab data --clear-cache
     """
+    if clear_cache:
+        _clear_cache(as_json)
+        return
     if per_class is not None and (figure is None or per_class < 1):
         problem = (
             "needs --figure FILE to draw into"
@@ -95,6 +104,15 @@ def data(
     if figure is not None:
         _draw(source, train, figure, per_class)
         screen.open_console(as_json).print(f"drawn: {figure}", markup=False)
+
+
+def _clear_cache(as_json: bool) -> None:
+    from cifarlab.data.decoded import clear_cache
+
+    freed_bytes = clear_cache()
+    if as_json:
+        screen.write_json({"freed_bytes": freed_bytes})
+    screen.open_console(as_json).print(f"removed decoded pictures: {text.size(freed_bytes)}")
 
 
 def open_source(
@@ -183,32 +201,11 @@ def _download_progress() -> Iterator[Callable[[int, int | None, str], None]]:
     if not sys.stderr.isatty():
         yield _print_tenths()
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import DownloadColumn, TextColumn, TransferSpeedColumn
 
     source = TextColumn("fetching from {task.description}", markup=False)
-    columns = (source, BarColumn(20), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = None
-
-    def report(done_bytes: int, total_bytes: int | None, host: str) -> None:
-        nonlocal task
-        if task is None:
-            task = progress.add_task(host, total=total_bytes)
-            progress.start()
-        progress.update(task, completed=done_bytes, total=total_bytes, description=text.one_line(host))
-
-    try:
-        yield report
-    finally:
-        progress.stop()
+    with _bar(source, DownloadColumn(), TransferSpeedColumn()) as update:
+        yield lambda done_bytes, total_bytes, host: update(done_bytes, total_bytes, text.one_line(host))
 
 
 @contextmanager
@@ -217,40 +214,47 @@ def decoding_progress() -> Iterator[Callable[[int, int], None]]:
     if not sys.stderr.isatty():
         yield _print_decoded_tenths()
         return
+    from rich.progress import MofNCompleteColumn, TextColumn
+
+    with _bar(TextColumn("decoding pictures, once"), MofNCompleteColumn()) as update:
+        yield lambda done, total: update(done, total, "")
+
+
+@contextmanager
+def _bar(before: ProgressColumn, *after: ProgressColumn) -> Iterator[Callable[[int, int | None, str], None]]:
+    """`update(done, total, description)` of a bar on stderr: there from the first call until all is done."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
-    columns = (
-        TextColumn("decoding pictures, once"),
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = (before, BarColumn(20), *after, TimeRemainingColumn())
     progress = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = None
+    task = progress.add_task("", total=None)
 
-    def report(done: int, total: int) -> None:
-        nonlocal task
-        if task is None:
-            task = progress.add_task("", total=total)
+    def update(done: int, total: int | None, description: str) -> None:
+        if not progress.live.is_started:
+            progress.reset(task, total=total, description=description)
             progress.start()
-        progress.update(task, completed=done)
+        progress.update(task, completed=done, total=total, description=description)
+        if done == total:
+            progress.stop()
 
     try:
-        yield report
+        yield update
     finally:
         progress.stop()
 
 
 def _print_decoded_tenths() -> Callable[[int, int], None]:
-    said, began = 0, time.monotonic()
+    said, began, first = 0, 0.0, 0
 
     def report(done: int, total: int) -> None:
-        nonlocal said
+        nonlocal said, began, first
+        if not first:
+            began, first = time.monotonic(), done
         elapsed_seconds = time.monotonic() - began
         if 10 * done // total > said and elapsed_seconds > LONG_SECONDS:
             said = 10 * done // total
-            left = text.duration(elapsed_seconds / done * (total - done))
+            left = text.duration(elapsed_seconds / (done - first) * (total - done))
             sys.stderr.write(f"decoding pictures, once: {done:,} of {total:,}, {left} left\n")
 
     return report

@@ -10,6 +10,7 @@ import typer
 
 from cifarlab import text
 from cifarlab.cli import screen
+from cifarlab.cli.data import decoding_progress
 from cifarlab.cli.options import AsJson, DataDir
 from cifarlab.errors import UserError
 
@@ -61,7 +62,8 @@ def evaluate(
     opened = Run(run)
     from cifarlab.evaluation import evaluate
 
-    result = evaluate(opened, split=split, weights=weights, data_dir=data_dir)
+    with decoding_progress() as decoding:
+        result = evaluate(opened, split=split, weights=weights, data_dir=data_dir, decoding=decoding)
     if result.reused:
         screen.note("answered from the logits stored by an earlier evaluation; no picture was opened again")
     if result.validation_was_test:
@@ -92,7 +94,8 @@ def _evaluate_folder(
             if why := _why_not(run):
                 screen.note(f"left out: {run.path} {why}")
                 continue
-            result = evaluate(run, split=split, weights=weights, data_dir=data_dir)
+            with decoding_progress() as decoding:
+                result = evaluate(run, split=split, weights=weights, data_dir=data_dir, decoding=decoding)
             documents.append(result.to_dict())
             accuracies.append(result.accuracy)
             again = "  (stored before)" if result.reused else ""

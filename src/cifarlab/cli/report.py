@@ -9,6 +9,7 @@ import typer
 
 from cifarlab import text
 from cifarlab.cli import screen
+from cifarlab.cli.data import decoding_progress
 from cifarlab.cli.options import DataDir
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def report(
     from cifarlab.report import write_report
 
     console = screen.open_console(as_json)
-    with _Bar(console) as progress:
+    with decoding_progress() as decoding, _Bar(console) as progress:
         written = write_report(
             opened,
             out,
@@ -67,6 +68,7 @@ def report(
             data_dir=data_dir,
             sample_pictures=sample,
             progress=progress,
+            decoding=decoding,
         )
     if as_json:
         screen.write_json(_document(written))
@@ -103,8 +105,11 @@ class _Bar:
         self.task = self.bar.add_task("", total=None)
 
     def __enter__(self) -> Progress:
+        return self._update
+
+    def _update(self, done: int, total: int) -> None:
         self.bar.start()
-        return lambda done, total: self.bar.update(self.task, completed=done, total=total)
+        self.bar.update(self.task, completed=done, total=total)
 
     def __exit__(self, *_error: object) -> None:
         self.bar.stop()

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cifarlab import text
+from cifarlab.data import cache_limit
 from cifarlab.data.decoding import CHANNELS, Block, Work, decode_block, decode_in_processes
 from cifarlab.data.duplicates import near_groups
 from cifarlab.errors import UserError
@@ -132,7 +133,10 @@ def _open_known(stamp: str, listing: Listing) -> Decoded | None:
     except (OSError, ValueError):
         return None
     cached = _open(_folder() / key)
-    return cached if cached is not None and len(cached.pixels) == len(listing.entries) else None
+    if cached is None or len(cached.pixels) != len(listing.entries):
+        return None
+    cache_limit.mark_used(_folder() / key)
+    return cached
 
 
 # --- the cache ---
@@ -143,13 +147,22 @@ def _open(folder: Path) -> Decoded | None:
     try:
         with np.load(folder / TABLE, allow_pickle=False) as stored:  # a zip file, with checksums of its own
             table = {name: stored[name] for name in stored.files}
-        pixels = np.load(folder / PIXELS, mmap_mode="r", allow_pickle=False)
+        pixels = _mapped(folder / PIXELS)
         if _blocks_sha256(pixels) != table["pixels_sha256"].tobytes():
             return None
         reasons = {int(place): reason for place, reason in json.loads(table["reasons"].tobytes()).items()}
         return Decoded(pixels, reasons, *(table[name] for name in ("sizes", "modes", "sha256", "groups")))
     except Exception:  # missing, or damaged in any way: it is made again
         return None
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """A .npy file of uint8, memory-mapped; its cache is held open for as long as the array lives."""
+    with path.open("rb") as file:
+        cache_limit.held_open(file)
+        np.lib.format.read_magic(file)
+        shape, _, _ = np.lib.format.read_array_header_1_0(file)
+        return np.memmap(file, np.uint8, "r", file.tell(), shape)
 
 
 def _blocks_sha256(pixels: np.ndarray) -> bytes:
@@ -161,6 +174,7 @@ def _blocks_sha256(pixels: np.ndarray) -> bytes:
 def _decode(
     listing: Listing, size_pixels: int, fit: Fit, files: _Files, progress: Progress | None
 ) -> Decoded:
+    most_bytes = cache_limit.limit_bytes()
     unfinished = _folder() / f".{files.stamp}.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
     try:
@@ -190,7 +204,14 @@ def _decode(
         raise UserError(
             f"{folder} changed while it was written: is the disk damaged, or another program there?"
         )
+    cache_limit.mark_used(folder)
+    cache_limit.remove_oldest(_folder(), most_bytes, PIXELS)
     return made
+
+
+def clear_cache() -> int:
+    """Remove all decoded pictures that no process uses; the bytes that were freed."""
+    return cache_limit.remove_oldest(_folder(), 0, PIXELS) if _folder().exists() else 0
 
 
 def _take_its_place(unfinished: Path, folder: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import resource
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
 SHARE_OF_MEMORY = 0.25  # that the pictures of a split may take before they stay on the disk
 
 
@@ -79,9 +83,29 @@ def from_cache(array: np.ndarray, rows: np.ndarray) -> Pictures:
 
 
 def memory_bytes() -> int:
-    """Of this machine, or of the control group that the process is in, if that may use less."""
+    """Of this machine, or less where the process, or a control group that it is in, may not use as much."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS)]
+    return min(
+        machine, *(limit for limit in limits if limit >= 0), *_group_limits_bytes()
+    )  # below 0: no limit
+
+
+def _group_limits_bytes() -> Iterator[int]:
+    """Of the process's control groups, versions 1 and 2, and of those that hold them (cgroups(7), proc(5))."""
     try:
-        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # no such limit, or "max"
-        return machine
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for group in groups:
+        _, controllers, name = group.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        top = CONTROL_GROUPS / controllers
+        limit = "memory.limit_in_bytes" if controllers else "memory.max"
+        place = top / name.lstrip("/")
+        for folder in (place, *place.parents):
+            with contextlib.suppress(OSError, ValueError):  # no such limit, or "max"
+                yield int((folder / limit).read_text())
+            if folder == top:
+                break

@@ -1,5 +1,7 @@
 """The networks of cifar10-airbench (K. Jordan, arXiv 2404.00498): see `cifarlab.models.specs.Airbench`."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -100,10 +102,10 @@ class AirbenchNet(nn.Module):
         return self.head(features) / features.shape[1]
 
 
-def fit_whitening(model: nn.Module, images: Tensor) -> None:
+def fit_whitening(model: nn.Module, images: Callable[[], Tensor]) -> None:
     """Compute the whitening layer, where `model` has one, from prepared training pictures, float (N, C, H, W)."""
     if isinstance(model, AirbenchNet):
-        model.whiten.fit(images)
+        model.whiten.fit(images())
 
 
 def freeze_whitening_bias(model: nn.Module, epoch: int) -> None:

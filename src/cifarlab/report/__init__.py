@@ -43,6 +43,7 @@ def write_report(
     data_dir: str | Path | None = None,
     sample_pictures: int = SAMPLE,
     progress: Progress | None = None,
+    decoding: Progress | None = None,
 ) -> Written:
     """Write the page of one run, or of 2 to 8 runs on the same data, to `out`.
 
@@ -55,6 +56,7 @@ def write_report(
         data, data_dir: as for `cifarlab.evaluate`.
         sample_pictures: how many pictures robustness and test-time augmentation are measured on; 0 leaves both out.
         progress: called as `progress(done, total)`, in pictures looked at for those two.
+        decoding: called likewise where picture files have to be decoded again.
 
     Raises:
         UserError: for runs that cannot be evaluated or do not belong beside each other.
@@ -67,7 +69,7 @@ def write_report(
         raise UserError(f"a report is of 1 to {MOST_RUNS} runs, {len(opened)} given")
     if sample_pictures < 0:
         raise UserError(f"the pictures to change should be 0 or more, {sample_pictures} given")
-    judged = judge(opened, split, weights, data, data_dir)
+    judged = judge(opened, split, weights, data, data_dir, decoding)
     chosen = sample(len(judged[0].labels), sample_pictures)
     total, done = looks(len(chosen)) * len(judged), 0
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cifarlab.data import Source
+from cifarlab.data.sources import DecodingProgress
 from cifarlab.environment import choose_device
 from cifarlab.errors import UserError
 from cifarlab.evaluation import (
@@ -85,6 +86,7 @@ def judge(
     weights: str | None,
     data: Source | None = None,
     data_dir: str | Path | None = None,
+    decoding: DecodingProgress | None = None,
 ) -> tuple[Judged, ...]:
     """Every run on the same pictures; what `evaluate` has stored is used again.
 
@@ -94,7 +96,7 @@ def judge(
     """
     check_same_pictures(runs, split)
     return tuple(
-        _judge(run, name, split, weights, data, data_dir)
+        _judge(run, name, split, weights, data, data_dir, decoding)
         for run, name in zip(runs, _names(runs), strict=True)
     )
 
@@ -106,14 +108,17 @@ def _judge(
     weights: str | None,
     data: Source | None,
     data_dir: str | Path | None,
+    decoding: DecodingProgress | None,
 ) -> Judged:
-    evaluation = judged_before(run, split=split, weights=weights, data=data, data_dir=data_dir)
+    evaluation = judged_before(
+        run, split=split, weights=weights, data=data, data_dir=data_dir, decoding=decoding
+    )
     logits, labels = _as_arrays(run, split, evaluation.weights)
     if not np.isfinite(logits).all():
         raise UserError(
             f"{run.path}: the network's answers are not numbers, so there is nothing to report: it has diverged"
         )
-    source = open_data(run, data, data_dir)
+    source = open_data(run, data, data_dir, decoding)
     held_out = None
     if run.recipe.data.validation not in ("none", "test"):
         evaluate(run, split="validation", weights=evaluation.weights, data=source)
