@@ -36,9 +36,7 @@ from cifarlab.process import available_cores
 if TYPE_CHECKING:
     from cifarlab.data.listing import Listing
 
-VERSION = (
-    1  # of the pixels that `cifarlab.pictures` makes and of the files here: another one makes other caches
-)
+VERSION = 2  # of the pixels, of what counts as a near duplicate, and of the files: another one makes other caches
 BLOCK = 128  # pictures that are decoded, written and checked together
 WORTH_PROCESSES_BYTES = 8 << 20  # of picture files: starting processes takes some tenths of a second
 PIXELS, TABLE = "pixels.npy", "table.npz"
