@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cifarlab import Interrupted, Run, UserError, training
@@ -283,3 +284,13 @@ def test_looking_at_a_run_deletes_nothing_that_a_training_is_about_to_name(tmp_p
     assert run.load_state() is not None and next_file.exists()
     list(training.fit(*training.reopen(run.path)))  # under the lock: what a killed training left
     assert not next_file.exists()
+
+
+def test_another_cut_of_the_same_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where an earlier version took other pictures for near duplicates: nothing validated on is trained on."""
+    run = run_in(tmp_path / "run", RECIPE)
+    monkeypatch.setattr(
+        "cifarlab.job.split_validation", lambda labels, *_, **__: (np.arange(9, len(labels)), np.arange(9))
+    )
+    with pytest.raises(UserError, match="validated on other pictures"):
+        training.reopen(run.path)

@@ -148,6 +148,11 @@ def reopen(
         source = reopen_source(run.data, place, size_pixels=recipe.input.size, fit=recipe.input.fit)
     job = prepare(recipe, source, resumed=run)
     check_same_data(run.path, run.data, job.source)
+    if job.validation_indices != run.data["validation_indices"]:
+        raise UserError(
+            f"{run.path} validated on other pictures of the same data, as an earlier version of cifarlab cut them: to"
+            " go on would train on some of them; train it again"
+        )
     return job, run
 
 

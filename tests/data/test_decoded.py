@@ -155,6 +155,13 @@ def test_no_space_is_one_line_and_leaves_nothing(folder: Path, cache: Path, monk
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
 
+def test_a_system_that_takes_no_space_ahead_decodes_too(folder: Path, monkeypatch) -> None:
+    """As macOS."""
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    result, n = _decode(folder)
+    assert n == 9 and result.pixels.any(axis=(1, 2, 3)).all()
+
+
 def test_processes_give_what_one_gives(folder: Path, cache: Path, monkeypatch) -> None:
     write_folder(folder / "more", {"a": 150, "b": 120})
     alone = _decode(folder)[0]
@@ -286,6 +293,15 @@ def test_the_oldest_caches_go_and_those_in_use_stay(folder: Path, cache: Path, m
     del in_use
     module.clear_cache()
     assert not _caches(cache) and not list(cache.glob("*.known"))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"\0", b"x" * 5000])
+def test_a_damaged_note_goes_and_stops_nobody(folder: Path, cache: Path, content: bytes) -> None:
+    cache.mkdir(parents=True)
+    note = cache / f"{'0' * 40}.known"
+    note.write_bytes(content)
+    assert _decode(folder)[1] == 9
+    assert not note.exists()
 
 
 @pytest.mark.parametrize("limit", ["much", "-1", "nan", "inf"])

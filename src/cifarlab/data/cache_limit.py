@@ -54,7 +54,7 @@ def remove_oldest(folder: Path, most_bytes: int, locked_name: str) -> int:
     Those in use stay, whose file `locked_name` somebody has open. What a killed process left goes in any case, and
     notes of listings whose cache is gone.
     """
-    freed_bytes = sum(_remove(unfinished) for unfinished in folder.glob(".*.tmp") if _is_left(unfinished))
+    freed_bytes = sum(_remove_left(unfinished) for unfinished in folder.glob(".*.tmp"))
     caches = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
     sizes = {cache: _size_bytes(cache) for cache in caches}
     too_much = sum(sizes.values()) - most_bytes
@@ -65,15 +65,22 @@ def remove_oldest(folder: Path, most_bytes: int, locked_name: str) -> int:
             too_much -= sizes[cache]
             freed_bytes += removed
     for note in folder.glob("*.known"):
-        if not (folder / note.read_text()).exists():
+        if not _leads_to_a_cache(note):
             note.unlink(missing_ok=True)
     return freed_bytes
 
 
-def _is_left(unfinished: Path) -> bool:
-    """Whether nobody is decoding into it: who does holds the lock of its listing."""
+def _leads_to_a_cache(note: Path) -> bool:
+    try:
+        return (note.parent / note.read_text()).is_dir()
+    except (OSError, ValueError):  # removed by another process, or damaged
+        return False
+
+
+def _remove_left(unfinished: Path) -> int:
+    """Unless somebody is decoding into it, who holds the lock of its listing."""
     with opened_for_update(unfinished.with_name(f"{unfinished.stem.removeprefix('.')}.lock")) as lock:
-        return _is_free(lock)
+        return _remove(unfinished) if _is_free(lock) else 0
 
 
 def _remove_unused(cache: Path, locked_name: str) -> int:

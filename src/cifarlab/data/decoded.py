@@ -36,7 +36,9 @@ from cifarlab.process import available_cores
 if TYPE_CHECKING:
     from cifarlab.data.listing import Listing
 
-VERSION = 2  # of the pixels, of what counts as a near duplicate, and of the files: another one makes other caches
+VERSION = (
+    2  # of the pixels, of what counts as a near duplicate, and of the files: another one makes other caches
+)
 BLOCK = 128  # pictures that are decoded, written and checked together
 WORTH_PROCESSES_BYTES = 8 << 20  # of picture files: starting processes takes some tenths of a second
 PIXELS, TABLE = "pixels.npy", "table.npz"
@@ -235,7 +237,8 @@ def _make_room(path: Path, n: int, size_pixels: int) -> int:
     with opened_for_update(path) as file:
         write_all(file, header.getvalue())
         try:
-            os.posix_fallocate(file, len(header.getvalue()), max(1, needed_bytes))
+            if hasattr(os, "posix_fallocate"):  # macOS has none
+                os.posix_fallocate(file, len(header.getvalue()), max(1, needed_bytes))
         except OSError as error:
             free_bytes = shutil.disk_usage(path.parent).free
             raise UserError(
