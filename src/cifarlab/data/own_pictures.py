@@ -90,7 +90,8 @@ def _check_counts(listing: Listing, labels: np.ndarray) -> None:
     if len(few) == 0:
         return
     name, n = listing.classes[few[0]], text.count(int(counts[few[0]]), "picture")
-    others = f", and {len(few) - 1:,} more classes have too few" if len(few) > 1 else ""
+    more = len(few) - 1
+    others = f", and {more:,} more {'class has' if more == 1 else 'classes have'} too few" if more else ""
     raise UserError(
         f"{listing.location}: class '{name}' has {n} that can be read{others}; {FEWEST} are"
         " the fewest: one each to train on, to validate on and to test on; add some, or remove the class"

@@ -204,7 +204,7 @@ def _loss_axis(axes: Axes) -> None:
     if not points.size or points[1].min() < 0:
         return
     top = _top_of_scale(points)
-    axes.set_ylim(0.0, 1.06 * top if top > 0 else 1.0)
+    axes.set_ylim(0.0, 1.13 * top if top > 0 else 1.0)  # room for the words on the best epoch
     hidden = points[:, points[1] > top]
     if hidden.size:
         epoch, highest = hidden[:, hidden[1].argmax()]
