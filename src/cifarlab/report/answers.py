@@ -299,5 +299,10 @@ def _reliability_words(judged: Judged, before: Calibration, after: Calibration |
             yield "These are the pictures that the temperature was fitted on: the figure after it is flattering."
     elif judged.run.recipe.data.validation == "test":
         yield "No temperature is fitted: validation was the test set in this recipe, and nothing may be fitted on that."
-    else:
+    elif judged.held_out is None:
         yield "No temperature is fitted: this recipe kept no validation pictures to fit it on."
+    else:
+        yield (
+            "No temperature is fitted: none is best on the validation pictures, as where their answers are no better"
+            " than guessing, or are all right."
+        )
