@@ -24,6 +24,18 @@ RECIPE = Recipe(
     epochs=3,
 )
 
+SMALL_OPTIONS = [  # of a training on the command line, whatever the recipe
+    part
+    for setting in (
+        "model.widths=[4, 8]",
+        "model.dense=8",
+        "epochs=1",
+        "schedule.name=constant",
+        "device.threads=1",
+    )
+    for part in ("--set", setting)
+]
+
 
 def tiny_source(*_asked: object, images: int = 300, **_options: object) -> Source:
     """The demo set's first pictures: 300 to train on (240 after the validation cut), 300 to test on."""

@@ -7,17 +7,16 @@ from typing import Any
 from rich.console import Console
 
 from cifarlab.data import Source, open_source
-from cifarlab.data.sources import are_own_pictures, source_name
+from cifarlab.data.sources import source_name
 from cifarlab.errors import Interrupted, UserError
 from cifarlab.interrupts import stop_on_signals
 from cifarlab.job import Job, prepare
 from cifarlab.out_of_fold import write_out_of_fold
 from cifarlab.plan import Planned
 from cifarlab.progress import follow
-from cifarlab.recipe import Recipe, for_own_pictures, override
-from cifarlab.recipes import get_recipe
+from cifarlab.recipe import Recipe, override
 from cifarlab.run import Run, is_run
-from cifarlab.training import Event, Stop, fit, reopen, start
+from cifarlab.training import Event, Stop, fit, recipe_for, reopen, start
 from cifarlab.writers import check_writers
 
 
@@ -124,10 +123,7 @@ def train_group(
     Raises:
         UserError, DivergedError, Interrupted: as `train` does.
     """
-    chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    if isinstance(recipe, str) and are_own_pictures(data):
-        chosen = for_own_pictures(chosen, overrides or {})
-    chosen = override(chosen, overrides or {})
+    chosen = recipe_for(recipe, data, overrides or {})
     check_writers(log)
     members = plan_group(chosen, seeds=seeds, folds=folds, data=source_name(data), out=out)
     size = chosen.input

@@ -507,6 +507,17 @@ class Pace:
 # The public functions
 
 
+def recipe_for(recipe: str | Recipe, data: str | Path | Source, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe that is meant, with `overrides`; by name, suited to the data as `for_own_pictures` says.
+
+    Raises UserError for unknown names and unsuitable values.
+    """
+    chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    if isinstance(recipe, str) and are_own_pictures(data):
+        chosen = for_own_pictures(chosen, overrides)
+    return override(chosen, overrides)
+
+
 def train(
     recipe: str | Recipe,
     *,
@@ -538,15 +549,12 @@ def train(
         UserError: for any mistake in these, before anything is written.
         DivergedError, Interrupted: as `fit` does.
     """
-    chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
     fields: dict[str, Any] = {"seed": seed, **(overrides or {})}
     if init_from is not None:
         fields["finetune.init_from"] = str(init_from.path if isinstance(init_from, Run) else init_from)
     if freeze is not None:
         fields["finetune.freeze"] = freeze if isinstance(freeze, str) else list(freeze)
-    if isinstance(recipe, str) and are_own_pictures(data):
-        chosen = for_own_pictures(chosen, fields)
-    chosen = override(chosen, fields)
+    chosen = recipe_for(recipe, data, fields)
     check_out(None if out is None else Path(out))
     check_writers(log)
     job = prepare(chosen, data, data_dir)

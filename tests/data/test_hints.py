@@ -6,25 +6,14 @@ from pathlib import Path
 import pytest
 from picture_files import make
 from small_cifar import PYTHON, SmallData
+from tests.tiny import SMALL_OPTIONS
 
 from cifarlab.cli import main
 from cifarlab.range_test import RangeTest
 
 pytestmark = pytest.mark.usefixtures("small_for_cifar10")
 
-SMALL = [
-    part
-    for setting in (
-        "model.widths=[4, 8]",
-        "model.dense=8",
-        "epochs=1",
-        "batch_size=8",
-        "data.validation=first",
-        "schedule.name=constant",
-        "device.threads=1",
-    )
-    for part in ("--set", setting)
-]
+SMALL = [*SMALL_OPTIONS, "--set", "batch_size=8", "--set", "data.validation=first"]
 
 
 @pytest.fixture(autouse=True)

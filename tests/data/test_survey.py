@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from picture_files import CLASSES, bomb, encoded, make, make_faulty, pixels, zipped
 from PIL import Image
+from tests.tiny import SMALL_OPTIONS
 
 from cifarlab import Run, get_recipe, text, train, train_group
 from cifarlab.cli import main
@@ -15,18 +16,6 @@ from cifarlab.data.decoded import decode
 from cifarlab.data.listing import Reading, list_pictures
 from cifarlab.data.survey import Survey, class_samples, label_clashes, survey
 from cifarlab.recipe import override
-
-SMALL = [
-    part
-    for setting in (
-        "model.widths=[4, 8]",
-        "model.dense=8",
-        "epochs=1",
-        "schedule.name=constant",
-        "device.threads=1",
-    )
-    for part in ("--set", setting)
-]
 
 
 @pytest.fixture(autouse=True)
@@ -252,7 +241,7 @@ def test_a_recipe_that_validated_on_the_test_set_leaves_ones_own_test_pictures_a
     for n in range(6):
         (folder / f"a/copy {n}.png").write_bytes((folder / "a/0.png").read_bytes())
     words = ["--set", setting] if setting else []
-    code, _, err = ask(capsys, "train", "vgg1", "--data", folder, *words, *SMALL, "--out", "run")
+    code, _, err = ask(capsys, "train", "vgg1", "--data", folder, *words, *SMALL_OPTIONS, "--out", "run")
     assert code == 0, err
     assert ("vgg1 validated on the test set; with your own pictures" in err) == (setting == "")
     run, source = Run("run"), open_source(folder)
@@ -281,7 +270,7 @@ def test_in_python_a_recipe_by_name_leaves_ones_own_test_pictures_alone_too(in_e
 
 
 def test_training_says_what_is_wrong_and_goes_on(faulty, in_empty_folder, capsys):
-    command = ("train", "demo", "--data", faulty, *SMALL)
+    command = ("train", "demo", "--data", faulty, *SMALL_OPTIONS)
     code, _, err = ask(capsys, *command)
     assert code == 2 and "and 4 more pictures cannot be read; --skip-unreadable goes on without" in err
     code, _, err = ask(capsys, *command, "--skip-unreadable", "--out", "run")
