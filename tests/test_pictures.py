@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from cifarlab import pictures
@@ -311,42 +309,3 @@ def test_what_cannot_be_found_is_named(tmp_path: Path) -> None:
         UserError, match=r"no pictures in the folder \S*none: JPEG, PNG, WebP, GIF or BMP files"
     ):
         find_pictures([tmp_path / "none"])
-
-
-@given(
-    st.sampled_from(["L", "RGB", "RGBA", "LA", "P", "1", "I;16"]),
-    st.integers(1, 40),
-    st.integers(1, 40),
-    st.integers(0, 9),
-    st.integers(0, 2**32 - 1),
-)
-def test_a_small_png_is_what_pillow_reads(mode: str, width: int, height: int, level: int, seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    values = generator.integers(0, 256, (height, width, 4), np.uint8) // np.uint8(
-        generator.choice([1, 16, 255])
-    )
-    image = Image.fromarray(values).convert("RGBA" if mode == "LA" else "RGB")
-    file = BytesIO()
-    (image.convert("L").convert(mode) if mode == "I;16" else image.convert(mode)).save(
-        file, "PNG", compress_level=level
-    )
-    data = file.getvalue()
-    plain = mode in ("L", "RGB")
-    assert (pictures._small_png(data) is not None) == plain
-    ours = pictures.examine_picture(data, "x", height, width)
-    with Image.open(BytesIO(data)) as theirs:
-        assert (ours.mode, ours.width, ours.height) == (theirs.mode, *theirs.size)
-        if plain:
-            assert np.array_equal(ours.pixels, np.asarray(theirs.convert("RGB")))
-
-
-@given(st.data())
-def test_a_damaged_small_png_is_pillows_to_judge(data) -> None:
-    file = BytesIO()
-    Image.fromarray(np.arange(9 * 7 * 3, dtype=np.uint8).reshape(9, 7, 3)).save(file, "PNG")
-    content = bytearray(file.getvalue())
-    if data.draw(st.booleans()):
-        content[data.draw(st.integers(8, len(content) - 1))] ^= data.draw(st.integers(1, 255))
-    else:
-        del content[data.draw(st.integers(0, len(content) - 1)) :]
-    assert pictures._small_png(bytes(content)) is None

@@ -10,7 +10,6 @@ import os
 import stat
 import struct
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from cifarlab.errors import UserError, nearest, one_of
+from cifarlab.plain_png import pixels_of, read_plain_png
 
 MEGAPIXEL = 1_000_000
 FULL_SCALE_PIXELS = 25 * MEGAPIXEL  # above it a JPEG is decoded at reduced scale, other formats are refused
@@ -35,7 +35,6 @@ LARGEST_PIXELS = 200 * MEGAPIXEL  # above it every picture is refused
 LARGEST_FILE_BYTES = (
     512 * 2**20
 )  # a file is read whole; the largest JPEG allowed has fewer than 2.7 bytes a pixel
-SMALL_PNG_PIXELS = 1 << 16
 JPEG_REDUCTIONS = (2, 4, 8)  # of width and of height, as libjpeg offers them
 RESIZING = Image.Resampling.BILINEAR  # a triangle filter, widened when shrinking, so that it is antialiased
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})
@@ -256,7 +255,8 @@ def read_file(path: str | Path) -> bytes:
             size, most = status.st_size / 2**20, LARGEST_FILE_BYTES // 2**20
             raise UserError(f"{path} is too large: {size:.0f} MiB; at most {most} MiB are read")
         with open(path, "rb", buffering=0) as file:
-            return file.readall()
+            data = file.read(status.st_size + 1)  # one call for all of it, where `readall` takes five
+            return data if len(data) == status.st_size else data + file.readall()
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
@@ -264,60 +264,22 @@ def read_file(path: str | Path) -> bytes:
 
 
 def _open(name: str, data: bytes) -> Image.Image:
-    """The picture with its header read and its size checked, not decoded yet unless it is a small PNG."""
+    """The picture with its header read and its size checked, not decoded yet unless it is a small plain PNG."""
     format = _format_of(data)
     if format is None:
         raise UserError(f"{name} is not a picture that can be read: {one_of(OPENERS)} is needed")
     most = LARGEST_PIXELS if format == "JPEG" else FULL_SCALE_PIXELS
     if format in SIZE_READERS:
         _check_size(name, SIZE_READERS[format](data), most, format)
-    if format == "PNG" and (small := _small_png(data)) is not None:
-        return small
+    if format == "PNG" and (plain := read_plain_png(data)) is not None:
+        pixels = pixels_of([plain])[0]
+        return Image.fromarray(pixels if plain.mode == "RGB" else pixels[:, :, 0])
     try:
         image = OPENERS[format](BytesIO(data))
     except Exception as error:
         raise _damaged(name, format, error) from error
     _check_size(name, image.size, most, format)
     return image
-
-
-def _small_png(data: bytes) -> Image.Image | None:
-    """A PNG of 8 bits, grey or RGB, of SMALL_PNG_PIXELS or fewer, and of nothing but its pixels; None for any other
-    and for one with anything wrong, which Pillow's own reader is to judge.
-
-    That one inflates row by row, which for short rows takes more than twice as long as inflating them all at once.
-    PNG specification, third edition, sections 5.2 to 5.6 and 11.2: https://www.w3.org/TR/png-3/
-    """
-    try:
-        width, height, *kind = struct.unpack_from(">2L5B", data, 16)
-        mode = {2: "RGB", 0: "L"}[kind[1]]
-        if kind not in ([8, 0, 0, 0, 0], [8, 2, 0, 0, 0]) or not 0 < width * height <= SMALL_PNG_PIXELS:
-            return None
-        raw_bytes = (1 + width * len(mode)) * height
-        inflating = zlib.decompressobj()
-        raw = inflating.decompress(_png_pixels(data), raw_bytes + 1)
-        if not inflating.eof or len(raw) != raw_bytes:
-            return None
-        return Image.frombytes(mode, (width, height), zlib.compress(raw, 0), "zip", mode, 0)
-    except (KeyError, ValueError, struct.error, zlib.error):
-        return None
-
-
-def _png_pixels(data: bytes) -> bytes:
-    """What the IDAT chunks hold. Raises ValueError if there is any other between the header and the end."""
-    at, parts = 8, []
-    while True:
-        length, kind = struct.unpack_from(">L4s", data, at)
-        start, end = at + 8, at + 8 + length
-        if zlib.crc32(data[at + 4 : end]) != struct.unpack_from(">L", data, end)[0]:
-            raise ValueError
-        if kind == b"IDAT":
-            parts.append(data[start:end])
-        elif kind == b"IEND" and length == 0:
-            return b"".join(parts)
-        elif kind != b"IHDR" or at != 8 or length != 13:
-            raise ValueError
-        at = end + 4
 
 
 def _format_of(data: bytes) -> str | None:

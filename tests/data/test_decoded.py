@@ -7,10 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tests.data.drawn_pictures import draw, write_folder
 
 from cifarlab.cli import main
@@ -18,7 +20,7 @@ from cifarlab.data import decoded as module
 from cifarlab.data import decoding
 from cifarlab.data.decoded import Decoded, decode, find_decoded
 from cifarlab.data.decoding import Work
-from cifarlab.data.listing import list_pictures
+from cifarlab.data.listing import Entry, list_pictures
 from cifarlab.errors import UserError
 from cifarlab.files import cache_dir
 from cifarlab.pictures import read_picture
@@ -171,6 +173,33 @@ def test_processes_give_what_one_gives(folder: Path, cache: Path, monkeypatch) -
     together, n = _decode(folder)
     assert n == len(alone.pixels) and np.array_equal(together.pixels, alone.pixels)
     assert np.array_equal(together.sha256, alone.sha256) and np.array_equal(together.groups, alone.groups)
+
+
+def test_messages_larger_than_a_pipe_holds_stop_nobody(folder: Path, monkeypatch) -> None:
+    """Long names, and as many long reasons why they cannot be read."""
+    listing = list_pictures(folder)
+    long = tuple(Entry(f"{'a' * 200}/" * 18 + f"{place}.png", 0, None) for place in range(1_000))
+    monkeypatch.setattr(module, "WORTH_PROCESSES_BYTES", 0)
+    monkeypatch.setattr(module, "available_cores", lambda: 2)
+    assert len(decode(replace(listing, entries=long), 32, "squash").reasons) == 1_000
+
+
+def test_files_of_every_kind_side_by_side_are_what_prediction_would_read(folder: Path) -> None:
+    for place in range(3):
+        draw(place, 32, 32).save(folder / "rose" / f"small-{place}.png")
+        draw(place, 32, 32).convert("L").save(folder / "rose" / f"grey-{place}.png")
+        draw(place, 31, 32).save(folder / "tulip" / f"narrow-{place}.png")
+        draw(place, 32, 32).save(folder / "tulip" / f"lossy-{place}.jpg")
+    (folder / "rose" / "grey-1.png").write_bytes((folder / "rose" / "grey-1.png").read_bytes()[:80])
+    result, _ = _decode(folder)
+    names = [entry.name for entry in list_pictures(folder).entries]
+    unreadable = names.index("rose/grey-1.png")
+    assert set(result.reasons) == {unreadable} and not result.pixels[unreadable].any()
+    for place, (pixels, name) in enumerate(zip(result.pixels, names, strict=True)):
+        if place != unreadable:
+            assert np.array_equal(pixels, read_picture(folder / name, 32, 32))
+            with Image.open(folder / name) as image:
+                assert (*result.sizes[place], result.modes[place]) == (*image.size, image.mode)
 
 
 SLOWLY = """

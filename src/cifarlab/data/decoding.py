@@ -10,7 +10,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ from cifarlab.data.trees import Tree
 from cifarlab.errors import UserError
 from cifarlab.files import opened_for_update, write_all
 from cifarlab.pictures import Fit, examine_picture
+from cifarlab.plain_png import PlainPng, pixels_of, read_plain_png
 
 CHANNELS = 3
-BLOCKS_AHEAD = 2  # that each process has been given, so that it need not wait for the next
 # Isolated from the folder it is started in, then given the places where this process finds its modules.
 WORKER = (
     "import sys; from multiprocessing.connection import Connection; link = Connection(int(sys.argv[1]));"
@@ -68,23 +68,37 @@ def decode_block(work: Work, first: int, names: Sequence[str]) -> Block:
     """
     n, side = len(names), work.size_pixels
     pixels = np.zeros((n, side, side, CHANNELS), np.uint8)
-    sizes, sha256 = np.zeros((n, 2), np.int32), np.zeros((n, 32), np.uint8)
+    sizes, sha256 = np.zeros((n, 2), np.int32), bytearray(n * 32)
     modes, reasons = [""] * n, {}
+    plain: dict[str, list[tuple[int, PlainPng]]] = defaultdict(list)  # of the size wanted, by mode
     for row, name in enumerate(names):
         try:
             data = work.tree.read(name)
-            sha256[row] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
-            picture = examine_picture(data, name, side, side, work.fit)
+            sha256[row * 32 : row * 32 + 32] = hashlib.sha256(data).digest()
+            picture = read_plain_png(data, (side, side)) or examine_picture(data, name, side, side, work.fit)
         except UserError as error:
             reasons[first + row] = str(error).removeprefix(f"{name} ")
             continue
-        pixels[row], modes[row] = picture.pixels, picture.mode
-        sizes[row] = picture.width, picture.height
+        modes[row], sizes[row] = picture.mode, (picture.width, picture.height)
+        if isinstance(picture, PlainPng):
+            plain[picture.mode].append((row, picture))
+        else:
+            pixels[row] = picture.pixels
+    for found in plain.values():
+        rows, files = zip(*found, strict=True)
+        pixels[list(rows)] = pixels_of(files)
     with opened_for_update(work.path) as file:
         os.lseek(file, work.header_bytes + first * pixels[0].nbytes, os.SEEK_SET)
         write_all(file, pixels.data)
-    hashes = difference_hashes(pixels)
-    return Block(first, reasons, sizes, modes, sha256, hashes, hashlib.sha256(pixels.data).digest())
+    return Block(
+        first,
+        reasons,
+        sizes,
+        modes,
+        np.frombuffer(sha256, np.uint8).reshape(n, 32),
+        difference_hashes(pixels),
+        hashlib.sha256(pixels.data).digest(),
+    )
 
 
 def decode_in_processes(work: Work, blocks: Iterable[Names], processes: int) -> Generator[Block, None, None]:
@@ -94,17 +108,17 @@ def decode_in_processes(work: Work, blocks: Iterable[Names], processes: int) -> 
     """
     waiting = iter(blocks)
     with _started(processes) as links:
-        given = Counter[Connection]()
         try:
             for link in links:
                 link.send(work)
-            for link in links * BLOCKS_AHEAD:
-                given[link] += _give_next(link, waiting)
-            while busy := [link for link, n in given.items() if n]:
+            busy = [link for link in links if _give_next(link, waiting)]
+            while busy:
                 for link in wait(busy):
                     assert isinstance(link, Connection)
-                    yield _received(link)
-                    given[link] += _give_next(link, waiting) - 1
+                    block = _received(link)
+                    if not _give_next(link, waiting):
+                        busy.remove(link)
+                    yield block
         except (EOFError, ConnectionError) as error:
             raise UserError(
                 "a process that decoded pictures was ended from outside, for want of memory?"
@@ -133,13 +147,15 @@ def _started(processes: int) -> Iterator[list[Connection]]:
             link.close()
 
 
-def _give_next(link: Connection, waiting: Iterator[Names]) -> int:
-    """How many more blocks the process has been given: one, or none where none are left."""
+def _give_next(link: Connection, waiting: Iterator[Names]) -> bool:
+    """Whether the process has been given a block: not where none are left.
+
+    It has none yet, so that it reads what is sent: two that send each other more than a pipe holds would wait for ever.
+    """
     block = next(waiting, None)
-    if block is None:
-        return 0
-    link.send(block)
-    return 1
+    if block is not None:
+        link.send(block)
+    return block is not None
 
 
 def _received(link: Connection) -> Block:
