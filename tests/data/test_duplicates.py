@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from tests.data.drawn_pictures import draw
 
-from cifarlab.data.duplicates import MOST_BITS, difference_hashes, exact_groups, near_groups, near_pairs
+from cifarlab.data.duplicates import (
+    MOST_BITS,
+    _lowest_linked,
+    difference_hashes,
+    exact_groups,
+    near_groups,
+    near_pairs,
+)
 
 
 def _pixels(pictures: list[Image.Image]) -> np.ndarray:
@@ -74,6 +81,18 @@ def _closed(pairs: set[tuple[int, int]], n: int) -> list[int]:
         low, high = sorted((group[a], group[b]))
         group = [low if each == high else each for each in group]
     return group
+
+
+@settings(max_examples=50)
+@given(
+    st.integers(1, 30).flatmap(
+        lambda n: st.tuples(st.just(n), st.lists(st.tuples(*[st.integers(0, n - 1)] * 2)))
+    )
+)
+def test_what_is_linked_through_others_is_one_group(linked: tuple[int, list[tuple[int, int]]]) -> None:
+    n, pairs = linked
+    found = _lowest_linked(n, np.array(pairs, np.int64).reshape(-1, 2))
+    assert found.tolist() == _closed({(min(pair), max(pair)) for pair in pairs}, n)
 
 
 def test_thirty_thousand_hashes_take_seconds() -> None:

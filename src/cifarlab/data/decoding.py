@@ -32,6 +32,8 @@ WORKER = (
     "import sys; from multiprocessing.connection import Connection; link = Connection(int(sys.argv[1]));"
     " sys.path[:] = link.recv(); from cifarlab.data.decoding import serve; serve(link)"
 )
+# Of NumPy's matrix products, whichever library multiplies: there is a process for each core.
+ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +138,10 @@ def _started(processes: int) -> Iterator[list[Connection]]:
             with theirs:
                 command = [sys.executable, "-I", "-c", WORKER, str(theirs.fileno())]
                 # Of a group of its own: Ctrl-C is for the process that asked, which ends those it has started.
-                started.append(subprocess.Popen(command, pass_fds=[theirs.fileno()], process_group=0))
+                process = subprocess.Popen(
+                    command, env=os.environ | ONE_THREAD, pass_fds=[theirs.fileno()], process_group=0
+                )
+                started.append(process)
             ours.send(sys.path)
         yield links
     finally:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cifarlab.data.trees import Tree, open_tree
 from cifarlab.errors import UserError, one_of
@@ -40,8 +40,7 @@ class Reading:
     """Go on without the pictures that cannot be read."""
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One picture: its name as people know it, the index of its class, and its split where splits are given."""
 
     name: str

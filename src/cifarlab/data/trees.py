@@ -15,6 +15,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -160,7 +161,7 @@ def open_folder(location: Path) -> Folder:
     names, folders, left_out = [], [], []
     stored: dict[str, str] = {}
     for name, kind in _walk(location):
-        shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+        shown = name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
         if shown != name:
             stored[shown] = name
         if kind == "file":
@@ -204,7 +205,7 @@ def _walk(root: Path) -> Iterator[tuple[str, str]]:
 def _items(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as items:
-            return sorted((item for item in items if not _is_clutter(item.name)), key=lambda item: item.name)
+            return sorted((item for item in items if not _is_clutter(item.name)), key=attrgetter("name"))
     except OSError as error:
         raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Set
 
 from cifarlab.data.layouts.file_names import EXAMPLE
 from cifarlab.data.layouts.manifest import needs_parquet
@@ -29,22 +29,22 @@ def class_folders(tree: Tree) -> Listing:
 
     Raises UserError if there are no pictures, none in a class folder, or it is not plain which folders are splits.
     """
-    pictures = [name for name in tree.names if is_picture(name)]
+    left_out = [(name, NOT_A_PICTURE) for name in tree.names if not is_picture(name)]
+    others = {name for name, _ in left_out}
+    pictures = [(name, parent_of(name)) for name in tree.names if name not in others]
     if not pictures:
         raise no_pictures(tree)
-    root = _root(tree, pictures)
-    splits = _split_folders(tree, root, pictures)
+    homes = {home for _, home in pictures}
+    root = _root(tree, homes)
+    splits = _split_folders(tree, root, homes)
+    places = {home: _place(home[len(root) :], splits) for home in homes}
     found: list[tuple[str, str, SplitName | None]] = []
-    left_out = [(name, NOT_A_PICTURE) for name in tree.names if not is_picture(name)]
-    for name in pictures:
-        parts = name[len(root) :].split("/")
-        split = splits.get(parts[0])
-        if splits and split is None:
-            left_out.append((name, BESIDE_SPLITS))
-        elif len(parts) < (3 if splits else 2):
-            left_out.append((name, NO_CLASS_FOLDER))
+    for name, home in pictures:
+        label, split, why_not = places[home]
+        if why_not:
+            left_out.append((name, why_not))
         else:
-            found.append((name, parts[1 if splits else 0], split))
+            found.append((name, label, split))
     if not found:
         raise UserError(_no_classes(tree, root))
     named = _class_names(tree, root, splits)
@@ -60,23 +60,33 @@ def class_folders(tree: Tree) -> Listing:
     )
 
 
-def _root(tree: Tree, pictures: Sequence[str]) -> str:
-    """What every name begins with where folders hold nothing but one folder, as `photos/` in a zip of `photos`."""
+def _place(home: str, splits: dict[str, SplitName]) -> tuple[str, SplitName | None, str]:
+    """Class and split of what lies in the folder `home`, or why it is left out."""
+    parts = home.split("/") if home else []
+    split = splits.get(parts[0]) if parts else None
+    if splits and split is None:
+        return "", None, BESIDE_SPLITS
+    if len(parts) < (2 if splits else 1):
+        return "", None, NO_CLASS_FOLDER
+    return parts[1 if splits else 0], split, ""
+
+
+def _root(tree: Tree, homes: Set[str]) -> str:
+    """What every name begins with where folders hold nothing but one folder, as `photos/` in a zip of `photos`.
+
+    `homes` are the folders in which pictures lie.
+    """
     root = ""
-    while True:
-        inside = {name[len(root) :].split("/")[0] for name in (*pictures, *_below(tree.folders, root))}
+    while root.rstrip("/") not in homes:
+        inside = {name[len(root) :].split("/")[0] for name in tree.folders if name.startswith(root)}
         only = next(iter(inside))
-        is_class = any(parent_of(name) == root + only for name in pictures)
-        if len(inside) > 1 or only.lower() in SPLIT_NAMES or only in pictures or is_class:
+        if len(inside) > 1 or only.lower() in SPLIT_NAMES or root + only in homes:
             return root
         root += f"{only}/"
+    return root
 
 
-def _below(names: Iterable[str], root: str) -> list[str]:
-    return [name for name in names if name.startswith(root) and name != root]
-
-
-def _split_folders(tree: Tree, root: str, pictures: Sequence[str]) -> dict[str, SplitName]:
+def _split_folders(tree: Tree, root: str, homes: Set[str]) -> dict[str, SplitName]:
     """Folder name -> split, where the folders right below `root` are of splits and not of classes."""
     named: dict[str, SplitName] = {
         folder: SPLIT_NAMES[folder.lower()]
@@ -84,14 +94,10 @@ def _split_folders(tree: Tree, root: str, pictures: Sequence[str]) -> dict[str, 
         if parent_of(name) == root.rstrip("/") and (folder := name[len(root) :]).lower() in SPLIT_NAMES
     }
     named = dict(sorted(named.items(), key=lambda each: list(SPLIT_NAMES).index(each[0].lower())))
-    with_classes = {
-        parts[0] for name in pictures if len(parts := name[len(root) :].split("/")) > 2 and parts[0] in named
-    }
-    if not any(named[folder] == "train" for folder in with_classes):
+    tops = {home[len(root) :].partition("/")[:2] for home in homes}  # and whether there is a folder below
+    if not any(below and named.get(top) == "train" for top, below in tops):
         return {}
-    beside = sorted(
-        {name[len(root) :].partition("/")[0] for name in pictures if "/" in name[len(root) :]} - set(named)
-    )
+    beside = sorted({top for top, _ in tops if top} - set(named))
     if len(named) == 1 and beside:
         raise UserError(
             f"{tree.location}: is {next(iter(named))} a split or a class? {one_of(beside[:4], 'and')} are beside it; "

@@ -45,7 +45,7 @@ def find_manifest(tree: Tree) -> str | None:
 
     Raises UserError if there are several.
     """
-    tops = {name.split("/")[0] for name in tree.names}
+    tops = {name.partition("/")[0] for name in tree.names}
     top = next(iter(tops)) if len(tops) == 1 and tops <= set(tree.folders) else ""
     tables = [name for name in tree.names if is_manifest(name) and parent_of(name) == top]
     found = [name for name in tables if _has_columns(tree, name)]
