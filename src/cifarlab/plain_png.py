@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -23,8 +23,7 @@ LAST_FILTER = 4
 AT_ONCE = 32  # more are hardly faster, and take more memory
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class PlainPng:
+class PlainPng(NamedTuple):
     """What a file says, and its rows as it holds them: each a filter's number, then differences to its neighbours."""
 
     mode: str

@@ -256,6 +256,11 @@ def test_a_recipe_that_validated_on_the_test_set_leaves_ones_own_test_pictures_a
     assert not {row.tobytes() for row in everything[0]} & {row.tobytes() for row in everything[1]}
 
 
+def test_where_there_are_no_pictures_nothing_is_said_but_that(in_empty_folder, capsys):
+    code, out, err = ask(capsys, "train", "vgg1", "--data", in_empty_folder / "missing")
+    assert (code, out, err.count("\n")) == (2, "", 1) and "no such file or folder" in err
+
+
 def test_in_python_a_recipe_by_name_leaves_ones_own_test_pictures_alone_too(in_empty_folder):
     folder = make(in_empty_folder / "x", *(f"{name}/{n}.png" for name in "ab" for n in range(8)))
     fields = {"model.widths": [4], "model.dense": 8, "epochs": 1, "device.threads": 1}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,7 +102,8 @@ def train(
       cifarlab train vgg3 --init-from runs/vgg3-s0-1 --freeze 'block*'
       cifarlab train vgg3 --seeds 5 --out runs/vgg3
     """
-    from cifarlab.recipe import override
+    from cifarlab.data.sources import are_own_pictures
+    from cifarlab.recipe import for_own_pictures, override
     from cifarlab.recipes import get_recipe
 
     options = {
@@ -113,8 +114,9 @@ def train(
         "finetune.freeze": json.dumps(freeze) if freeze else None,
     }
     given = overrides_of(options, settings or [])
-    chosen = _suited(get_recipe(recipe or _default_recipe()), data, given)
-    chosen = override(chosen, given)
+    named = get_recipe(recipe or _default_recipe())
+    suited = for_own_pictures(named, given) if are_own_pictures(data) else named
+    chosen = override(suited, given)
     if seed is not None and seeds is not None:
         raise UserError(f"--seed {seed} and --seeds {seeds}: give one; --seeds trains seeds 0 to {seeds - 1}")
     in_group = seeds is not None or folds is not None
@@ -123,6 +125,8 @@ def train(
     source = open_source(
         data, data_dir, recipe=chosen, labels_from=labels_from, skip_unreadable=skip_unreadable
     )
+    if suited != named:
+        _note_suited(named)
     if not in_group:
         _train_one(chosen, source, out, log or [], plan=plan, as_json=as_json)
         return
@@ -235,18 +239,11 @@ def overrides_of(options: dict[str, str | None], settings: list[str]) -> dict[st
 # Before: the plan
 
 
-def _suited(recipe: Recipe, data: str, given: Mapping[str, Any]) -> Recipe:
-    """The recipe for the data, and a line that says so where it is another."""
-    from cifarlab.data.sources import are_own_pictures
-    from cifarlab.recipe import for_own_pictures
-
-    suited = for_own_pictures(recipe, given) if are_own_pictures(data) else recipe
-    if suited != recipe:
-        screen.note(
-            f"{recipe.name} validated on the test set; with your own pictures it validates on training pictures, and"
-            " the test pictures are left to evaluate (--set data.validation=test: as it did)"
-        )
-    return suited
+def _note_suited(recipe: Recipe) -> None:
+    screen.note(
+        f"{recipe.name} validated on the test set; with your own pictures it validates on training pictures, and"
+        " the test pictures are left to evaluate (--set data.validation=test: as it did)"
+    )
 
 
 def _default_recipe() -> str:
