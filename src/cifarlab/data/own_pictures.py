@@ -114,6 +114,6 @@ def _splits(
 def _checksum(classes: tuple[str, ...], splits: np.ndarray, labels: np.ndarray, sha256: np.ndarray) -> str:
     """Of class names, and of every picture's split, label and file, in their order: not of size or fit."""
     digest = hashlib.sha256(json.dumps(classes).encode())
-    for split, label, file in zip(splits, labels, sha256, strict=True):
+    for split, label, file in zip(splits.tolist(), labels.tolist(), sha256, strict=True):
         digest.update(f"{split} {label} ".encode() + file.tobytes())
     return f"sha256:{digest.hexdigest()}"

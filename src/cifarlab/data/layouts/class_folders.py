@@ -31,16 +31,16 @@ def class_folders(tree: Tree) -> Listing:
     """
     left_out = [(name, NOT_A_PICTURE) for name in tree.names if not is_picture(name)]
     others = {name for name, _ in left_out}
-    pictures = [(name, parent_of(name)) for name in tree.names if name not in others]
+    pictures = [name for name in tree.names if name not in others]
     if not pictures:
         raise no_pictures(tree)
-    homes = {home for _, home in pictures}
+    homes = {parent_of(name) for name in pictures}
     root = _root(tree, homes)
     splits = _split_folders(tree, root, homes)
     places = {home: _place(home[len(root) :], splits) for home in homes}
     found: list[tuple[str, str, SplitName | None]] = []
-    for name, home in pictures:
-        label, split, why_not = places[home]
+    for name in pictures:
+        label, split, why_not = places[parent_of(name)]
         if why_not:
             left_out.append((name, why_not))
         else:
