@@ -153,7 +153,7 @@ def test_a_resumed_training_ends_with_the_same_bytes(tmp_path: Path, monkeypatch
     use_source(monkeypatch, tiny_source)
     update = {
         "model": Airbench(widths=(8, 12), whitening_bias_epochs=1),
-        "data": Data(training_scales=(0.5, 0.625, 1.0)),
+        "data": Data(training_scales=(0.5, 0.625, 1.0), training_crops=(1.0, 0.9)),
     }
     recipe = SMALL.model_copy(update=update)
     job = prepare(recipe)

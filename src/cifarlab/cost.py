@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cifarlab.data.loader import Size, of_pass, sizes_of_passes
 from cifarlab.features import cacheable_front, cacheable_layers, sample
 from cifarlab.job import Job, new_average, new_optimizer
 from cifarlab.models import describe_model
@@ -85,8 +86,8 @@ def training_operations(run: Run, model: nn.Module) -> int:
     n_once = cacheable_front(recipe, model, shape, pictures)
     front = tuple(f"{name}." for name, _ in list(model.named_children())[:n_once])
     once = {row["name"] for row in describe_model(model, shape) if f"{row['name']}.".startswith(front)}
-    scaled = tuple(round(scale * shape[1]) for scale in recipe.data.training_scales)
-    sizes = _sizes(scaled, epochs)
+    passes = sizes_of_passes(recipe.data.training_scales, recipe.data.training_crops, shape[1])
+    sizes = [size.cropped if size else None for size in _sizes(passes, epochs)]
     of_size = {size: describe_model(model, (shape[0], size, size) if size else shape) for size in set(sizes)}
     per_picture = sum(
         _there_and_back(of_size[size], frozen_layers(recipe.finetune, model, epoch), once)
@@ -108,13 +109,12 @@ def _there_and_back(layers: list[dict[str, Any]], frozen: set[str], once: set[st
     return total
 
 
-def _sizes(sizes: Sequence[int | None], epochs: int) -> list[int | None]:
-    """Pixels a side of the training pictures in each epoch; None: their own."""
-    sizes = sizes or (None,)  # their own
-    return [sizes[min(epoch, len(sizes) - 1)] for epoch in range(epochs)]
+def _sizes(passes: Sequence[Size], epochs: int) -> list[Size | None]:
+    """Of the training pictures in each epoch; None: their own."""
+    return [of_pass(passes, epoch) if passes else None for epoch in range(epochs)]
 
 
-def _step_seconds(trial: Job, size: int | None, measured_steps: int) -> float:
+def _step_seconds(trial: Job, size: Size | None, measured_steps: int) -> float:
     """The median of up to `measured_steps` steps, after two that warm up; fewer where steps are long."""
     batches = replace(trial.stream, sizes=(size,) if size else ()).from_step(0)
     seconds: list[float] = []

@@ -50,7 +50,8 @@ def cacheable_layers(job: Job) -> int:
 
 def cacheable_front(recipe: Recipe, model: nn.Module, input_shape: Sequence[int], n_pictures: int) -> int:
     """As `cacheable_layers`, of a network of this recipe for (C, H, W) pictures."""
-    if not recipe.augment.changes_nothing or recipe.data.training_scales or not recipe.finetune.freeze:
+    resized = recipe.data.training_scales or recipe.data.training_crops
+    if not recipe.augment.changes_nothing or resized or not recipe.finetune.freeze:
         return 0
     if not isinstance(model, nn.Sequential):
         return 0

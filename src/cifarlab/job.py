@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifarlab import pretrained
 from cifarlab.data import Source, open_source
-from cifarlab.data.loader import WEIGHTS, BatchStream, Images, derived_seed, on_device
+from cifarlab.data.loader import WEIGHTS, BatchStream, Images, derived_seed, on_device, sizes_of_passes
 from cifarlab.data.mapped import Pictures, choose
 from cifarlab.data.splits import split_validation
 from cifarlab.environment import choose_device, choose_precision
@@ -143,7 +143,7 @@ def prepare(
     elif begins:
         initial_weights = pretrained.begin_with(model, recipe.model)
     _check_batches(recipe, len(stream.labels), model)
-    _check_sizes(stream.sizes, preparation.height, model)
+    _check_sizes({size.cropped for size in stream.sizes}, model)
     return Job(
         recipe=recipe,
         source=source,
@@ -215,7 +215,7 @@ def _stream(recipe: Recipe, images: Images, labels: Tensor, preparation: Prepara
         seed=recipe.seed,
         augmentation=recipe.augment,
         preparation=preparation,
-        sizes=tuple(round(scale * preparation.height) for scale in recipe.data.training_scales),
+        sizes=sizes_of_passes(recipe.data.training_scales, recipe.data.training_crops, preparation.height),
         sampling=recipe.data.sampling,
     )
 
@@ -310,14 +310,15 @@ def _check_class_weights(recipe: Recipe, classes: tuple[str, ...]) -> None:
         )
 
 
-def _check_sizes(sizes: tuple[int, ...], full_size: int, model: nn.Module) -> None:
+def _check_sizes(sizes: set[int], model: nn.Module) -> None:
     example = next(model.parameters())
-    for size in sorted(set(sizes)):
+    for size in sorted(sizes):
         try:
             with torch.no_grad():
                 copy.deepcopy(model).eval()(example.new_zeros(1, 3, size, size))
         except RuntimeError:
             raise UserError(
-                f"data.training_scales has {size / full_size:g}, and this network cannot take pictures of {size}x{size}"
-                " pixels: it needs one that pools over the whole picture, such as airbench, and large enough pictures"
+                f"data.training_scales and data.training_crops make pictures of {size}x{size} pixels, which this"
+                " network cannot take: it has to pool over the whole picture, as airbench does, and pictures have to"
+                " be large enough"
             ) from None

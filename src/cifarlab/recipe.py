@@ -94,6 +94,11 @@ class Data(Part):
         description="height and width of the training pictures in each pass over the data, as parts of those that they"
         " are judged at, the last for all that follow (progressive resizing); empty: 1",
     )
+    training_crops: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = Field(
+        default=(),
+        description="the same after augmentation and scaling, by cutting off their edges: as parts of the scaled"
+        " pictures' height and width; empty: 1",
+    )
     sampling: Literal["shuffled", "balanced"] = Field(
         default="shuffled",
         description="which training pictures a pass over the data takes: shuffled: each once; balanced: as many"

@@ -1,12 +1,13 @@
 """The stream of batches: every picture once a pass, and the same from any step on."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import torch
 from PIL import Image
 
-from cifarlab.data.loader import BatchStream, derived_seed
+from cifarlab.data.loader import BatchStream, derived_seed, sizes_of_passes
 from cifarlab.preparation import Preparation
 from cifarlab.recipe import Augment
 
@@ -85,7 +86,9 @@ def test_alternating_flips_toggle_every_picture_from_pass_to_pass() -> None:
 
 def test_pictures_are_scaled_to_the_size_of_their_pass() -> None:
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8))
-    growing = BatchStream(pixels, torch.arange(6), 4, 0, Augment(), SCALE, sizes=(8, 12, 16))
+    growing = BatchStream(
+        pixels, torch.arange(6), 4, 0, Augment(), SCALE, sizes=sizes_of_passes((0.5, 0.75, 1.0), (), 16)
+    )
     batches = list(itertools.islice(growing.from_step(0), 8))
     assert [images.shape[2] for images, _ in batches] == [8, 8, 12, 12, 16, 16, 16, 16]
     images, labels = batches[0]
@@ -95,6 +98,26 @@ def test_pictures_are_scaled_to_the_size_of_their_pass() -> None:
     again, _ = next(growing.from_step(2))
     assert torch.equal(again, batches[2][0])
     assert torch.equal(batches[4][0] * 255, pixels[batches[4][1]].permute(0, 3, 1, 2).float())
+
+
+def test_edges_are_cut_off_after_augmentation_and_scaling() -> None:
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8))
+    whole = BatchStream(pixels, torch.arange(6), 6, 0, Augment(crop_padding=2, flip=0.5), SCALE)
+    sizes = sizes_of_passes((0.75, 1.0), (1.0, 1.0, 0.75), 16)
+    assert [(size.scaled, size.cropped) for size in sizes] == [(12, 12), (16, 16), (16, 12)]
+    cut = replace(whole, sizes=sizes)
+    whole_batches, batches = (list(itertools.islice(each.from_step(0), 4)) for each in (whole, cut))
+    assert [images.shape[2] for images, _ in batches] == [12, 16, 12, 12]
+    for one_pass in (2, 3):
+        assert torch.equal(batches[one_pass][0], whole_batches[one_pass][0][:, :, 2:14, 2:14])
+        assert batches[one_pass][0].is_contiguous(memory_format=torch.channels_last)
+    # What is left was there before any edge was reflected: a crop of 12 about a place up to 2 pixels away.
+    ours, label = (each[0] for each in batches[2])
+    places = (pixels[label].float().permute(2, 0, 1) / 255).unfold(1, 12, 1).unfold(2, 12, 1)
+    alike = [
+        (places[:, y, x] == image).all() for y in range(5) for x in range(5) for image in (ours, ours.flip(2))
+    ]
+    assert any(alike)
 
 
 def classes_in_passes(labels: torch.Tensor, passes: int) -> list[torch.Tensor]:

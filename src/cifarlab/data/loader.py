@@ -1,8 +1,9 @@
 """Batches of training pictures as a pure function of (seed, step): what resumes exactly needs no random state saved."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from cifarlab.data import augment
 from cifarlab.data.mapped import MappedPictures, Pictures
 from cifarlab.preparation import Preparation
 from cifarlab.recipe import Augment
+
+Value = TypeVar("Value")
 
 ORDER, AUGMENT, DROPOUT, WEIGHTS, FLIP = range(5)
 
@@ -58,6 +61,29 @@ def on_device(pictures: Pictures, device: torch.device) -> Images:
     return torch.tensor(pictures, device=device)
 
 
+@dataclass(frozen=True)
+class Size:
+    """Pixels a side that training pictures are scaled to, and that are left of that about the centre."""
+
+    scaled: int
+    cropped: int
+
+
+def sizes_of_passes(scales: Sequence[float], crops: Sequence[float], side: int) -> tuple[Size, ...]:
+    """Of pictures `side` pixels a side, for a recipe's `data.training_scales` and `data.training_crops`."""
+    passes = range(max(len(scales), len(crops)))
+    scaled = [round(side * (of_pass(scales, each) if scales else 1.0)) for each in passes]
+    return tuple(
+        Size(pixels, round(pixels * (of_pass(crops, each) if crops else 1.0)))
+        for each, pixels in enumerate(scaled)
+    )
+
+
+def of_pass(values: Sequence[Value], one_pass: int) -> Value:
+    """What `values` says for a pass over the data; the last is for all that follow."""
+    return values[min(one_pass, len(values) - 1)]
+
+
 @dataclass(frozen=True, eq=False)
 class BatchStream:
     """An endless shuffled stream over the training pictures, cut into batches.
@@ -71,7 +97,7 @@ class BatchStream:
             `prepared`.
         labels: int64 (N,), on the training device.
         sampling: "shuffled", or "balanced": the recipe's `data.sampling`.
-        sizes: pixels a side that pictures are scaled to in each pass, the last for all that follow; empty: their own.
+        sizes: of the pictures in each pass, the last for all that follow; empty: their own.
     """
 
     images: Images
@@ -81,7 +107,7 @@ class BatchStream:
     augmentation: Augment
     preparation: Preparation
     prepared: bool = False
-    sizes: tuple[int, ...] = ()
+    sizes: tuple[Size, ...] = ()
     sampling: str = "shuffled"
 
     @property
@@ -113,12 +139,13 @@ class BatchStream:
     def _scaled(self, images: Tensor, one_pass: int) -> Tensor:
         if not self.sizes or self.prepared:
             return images
-        size = self.sizes[min(one_pass, len(self.sizes) - 1)]
-        if (size, size) == tuple(images.shape[2:]):
-            return images
-        if images.device.type != "cpu":  # where PyTorch scales uint8 pictures, and fastest
-            images = images.float()
-        return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        size = of_pass(self.sizes, one_pass)
+        if (size.scaled, size.scaled) != tuple(images.shape[2:]):
+            if images.device.type != "cpu":  # where PyTorch scales uint8 pictures, and fastest
+                images = images.float()
+            images = F.interpolate(images, (size.scaled, size.scaled), mode="bilinear", antialias=True)
+        edge = (size.scaled - size.cropped) // 2
+        return images[:, :, edge : edge + size.cropped, edge : edge + size.cropped]
 
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 pictures (B, 3, H, W) -> inputs float32 (B, 3, H, W); what is prepared already stays as it is."""
