@@ -6,7 +6,8 @@
 Speed: seconds for all files, decoded, shuffled and as normalised float batches of 512, in fresh processes one after the
 other, files in the operating system's page cache: Pillow in a loop, PyTorch's DataLoader with two workers (its second
 epoch too, which decodes again), and ours: the first time, when everything is decoded into the cache; a start from that
-cache; and an epoch of batches after either. Decoding uses all cores this process may use.
+cache; an epoch of batches after either, and a further one. Decoding uses all cores this process may use. Each is the
+median of three times, and the load of the machine before and after is recorded.
 
 Accuracy, with --recipe: one training on the official files; one on the PNG files in the same order and with the same
 validation pictures, whose weights must be equal to the last bit; and one on the folder as anybody would train on it,
@@ -23,7 +24,9 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -35,12 +38,14 @@ from cifarlab.data import Source, Split, open_source
 from cifarlab.data.decoded import decode
 from cifarlab.data.listing import list_pictures
 from cifarlab.data.loader import BatchStream, on_device
+from cifarlab.environment import describe_environment
 from cifarlab.files import write_atomic
 from cifarlab.preparation import Preparation
-from cifarlab.recipe import Augment, override
+from cifarlab.recipe import Augment, Device, override
 from cifarlab.recipes import get_recipe
 
 BATCH = 512
+REPETITIONS = 3
 SPLITS = ("train", "test")
 
 
@@ -99,7 +104,7 @@ def data_loader(folder: Path) -> dict[str, float]:
 
 
 def ours(folder: Path) -> dict[str, float]:
-    """Opening (decoding, or the cache alone where it is there), and an epoch of batches."""
+    """Opening (decoding, or the cache alone where it is there), and two epochs of batches."""
     began = time.perf_counter()
     source = open_source(folder)
     splits = [source.load(split) for split in source.splits]
@@ -113,11 +118,13 @@ def ours(folder: Path) -> dict[str, float]:
         augmentation=Augment(),
         preparation=Preparation(32, 32, (0.0,) * 3, (255.0,) * 3),  # type: ignore[arg-type]
     )
-    began = time.perf_counter()
-    for step, _ in enumerate(stream.from_step(0), start=1):
-        if step == stream.batches_per_pass:
-            break
-    return {"open": opened, "epoch": time.perf_counter() - began}
+    batches, seconds = stream.from_step(0), []
+    for _ in range(2):
+        began = time.perf_counter()
+        for _ in islice(batches, stream.batches_per_pass):
+            pass
+        seconds.append(time.perf_counter() - began)
+    return {"open": opened, "epoch": seconds[0], "further epoch": seconds[1]}
 
 
 WAYS = {"pillow": pillow_loop, "loader": data_loader, "ours": ours}
@@ -130,10 +137,23 @@ def measure(way: str, folder: Path, cache: Path, threads: int) -> dict[str, floa
     return json.loads(done.stdout)
 
 
-def speed(folder: Path, cache: Path, threads: int) -> dict[str, float]:
+def speed(folder: Path, threads: int) -> dict[str, Any]:
+    """Median seconds by what is done, those of each repetition, and how busy the machine was (1, 5 and 15 minutes)."""
     sum(len(path.read_bytes()) for path in folder.rglob("*.png"))  # all of them in the page cache
-    pillow, loader = (measure(way, folder, cache, threads) for way in ("pillow", "loader"))
-    first, again = (measure("ours", folder, cache, threads) for _ in range(2))
+    before = os.getloadavg()
+    each = [_repetition(folder, threads) for _ in range(REPETITIONS)]
+    return {
+        "seconds": {name: median(seconds[name] for seconds in each) for name in each[0]},
+        "repetitions": each,
+        "load_average_before": before,
+        "load_average_after": os.getloadavg(),
+    }
+
+
+def _repetition(folder: Path, threads: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as cache:
+        pillow, loader = (measure(way, folder, Path(cache), threads) for way in ("pillow", "loader"))
+        first, again = (measure("ours", folder, Path(cache), threads) for _ in range(2))
     return {
         "Pillow in a loop, an epoch": pillow["epoch"],
         "DataLoader with two workers, first epoch": loader["first epoch"],
@@ -142,7 +162,7 @@ def speed(folder: Path, cache: Path, threads: int) -> dict[str, float]:
         "ours: first time, decoding and an epoch": first["open"] + first["epoch"],
         "ours: start from the cache": again["open"],
         "ours: start from the cache and an epoch": again["open"] + again["epoch"],
-        "ours: an epoch": again["epoch"],
+        "ours: a further epoch": again["further epoch"],
     }
 
 
@@ -216,15 +236,20 @@ def main() -> None:
         if options.folder is None:
             write_files(folder, options.data_dir, options.pictures)
         n = sum(1 for _ in folder.rglob("*.png"))
-        seconds = speed(folder, Path(made) / "cache", options.threads)
+        record: dict[str, Any] = {
+            "environment": describe_environment(Device(), torch.device("cpu")),
+            "pictures": n,
+            "threads": options.threads,
+            **speed(folder, options.threads),
+        }
         print(f"{n:,} files, {options.threads} threads")
-        for name, value in seconds.items():
+        for name, value in record["seconds"].items():
             print(f"{name:45} {value:8.2f} s  {n / value:10,.0f} pictures/s")
-        record: dict[str, Any] = {"pictures": n, "threads": options.threads, "seconds": seconds}
         if options.recipe:
             os.environ["XDG_CACHE_HOME"] = str(Path(made) / "cache")
-            record["accuracy"] = accuracy(folder, options.data_dir, options.recipe, options.epochs, n)
-            for name, row in record["accuracy"].items():
+            found = accuracy(folder, options.data_dir, options.recipe, options.epochs, n)
+            record |= {"recipe": options.recipe, "epochs": options.epochs, "accuracy": found}
+            for name, row in found.items():
                 print(f"{name:30} {row}")
     if options.json:
         write_atomic(options.json, (json.dumps(record, indent=1) + "\n").encode())
