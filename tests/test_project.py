@@ -203,6 +203,17 @@ def test_import_is_cheap(module):
     assert answer.stdout.strip() == "[]"
 
 
+def test_a_mistyped_recipe_waits_for_nothing_heavy():
+    code = (
+        "import sys; from cifarlab.cli import main; code = main(['train', 'vgg33', '--data', 'nowhere']);"
+        " print(code, [name for name in ('numpy', 'torch') if name in sys.modules])"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert answer.stdout == "2 []\n" and "unknown recipe 'vgg33'" in answer.stderr
+
+
 def calls(path: Path) -> list[tuple[str, ast.Call]]:
     nodes = ast.walk(ast.parse(path.read_text("utf-8")))
     return [(ast.unparse(node.func), node) for node in nodes if isinstance(node, ast.Call)]

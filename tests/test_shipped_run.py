@@ -3,14 +3,20 @@
 import importlib.util
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from cifarlab import Run, UserError, load_predictor, shipped_run
+from cifarlab import Run, UserError, load_predictor, shipped_run, train
 from cifarlab.cli import main
+from cifarlab.models import build_model
+from cifarlab.recipe import override
+from cifarlab.recipes import RECIPES
+from cifarlab.transfer import begin_with, open_base
+from tests.conftest import SMALL
 
 ROOT = Path(__file__).parents[1]
 
@@ -121,10 +127,55 @@ def test_a_copy_without_weights_says_so(
     monkeypatch.setattr(shipped_run, "FOLDER", tmp_path / "shipped")
     code, _, err = ask(capsys, "predict", picture)
     assert code == 2 and err.count("\n") == 1 and f"no run named: {picture} is not one" in err
-    code, _, err = ask(capsys, "evaluate")
-    assert code == 2 and "this copy of cifarlab comes without weights" in err
+    for command in (("evaluate",), ("train", "demo", "--data", "demo", "--init-from", "shipped")):
+        code, _, err = ask(capsys, *command)
+        assert code == 2 and "this copy of cifarlab comes without weights" in err
     with pytest.raises(UserError, match="comes without weights"):
         load_predictor()
+
+
+def test_a_training_begins_with_it(
+    shipped: Run, in_empty_folder: Path, small_settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = ("train", "demo", "--data", "demo", "--init-from", "shipped")
+    code, out, err = ask(capsys, *begun, *small_settings, "--plan")
+    assert code == 0, err
+    assert f"theweightsof{shipped.path}" in "".join(out.split())
+    run = train("demo", data="demo", init_from="shipped", overrides=SMALL | {"epochs": 1})
+    began = run.data["initial_weights"]
+    assert (began["sha256"], began["new_layers"]) == (shipped.weights_checksum("best"), [])
+    assert run.recipe.finetune.init_from == "shipped"
+    code, _, err = ask(capsys, *begun, "--folds", 2)
+    assert code == 2 and "cannot begin with shipped: it was trained on demo" in err
+
+
+def test_a_training_of_another_family_cannot_begin_with_it(
+    shipped: Run, in_empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = ask(capsys, "train", "fast94", "--data", "demo", "--init-from", "shipped")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "its network is of the family vgg, and that of fast94 is of airbench" in err
+    assert not list(in_empty_folder.iterdir())
+
+
+def test_a_run_that_is_called_like_it_goes_first(shipped: Run, demo_run: Run, in_empty_folder: Path) -> None:
+    assert shipped_run.base_run("shipped").path == shipped.path
+    shutil.copytree(demo_run.path, "shipped")
+    assert shipped_run.base_run("shipped").path == Path("shipped")
+
+
+@pytest.mark.skipif(not shipped_run.has_shipped_run(), reason="this copy has none")
+def test_fast94_and_airbench94_can_begin_with_the_weights_of_the_package(
+    in_empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("fast94", "airbench94"):
+        recipe = override(RECIPES[name], {"finetune.init_from": "shipped"})
+        base = open_base(recipe)
+        assert base is not None
+        assert begin_with(build_model(recipe.model, 10), base, base.classes, set()) == []
+        assert begin_with(build_model(recipe.model, 3), base, ("cat", "dog", "owl"), set()) == ["head"]
+    code, _, err = ask(capsys, "train", "vgg3", "--data", "demo", "--init-from", "shipped")
+    assert code == 2 and "it suits airbench94 and fast94" in err
 
 
 def test_a_run_is_never_taken_for_pictures(

@@ -35,7 +35,7 @@ class CifarlabClassifier(ClassifierMixin, BaseEstimator):
             that of one, grey or RGB, else a picture of one row, which dense networks alone take.
         class_weight: as in scikit-learn None, "balanced" or weights by label, 1 where none is given: the field
             `loss.class_weights`.
-        init_from: a run to begin with the weights of.
+        init_from: a run to begin with the weights of, or `shipped`: those that come with the package.
         random_state: the recipe's seed; None: 0. The same seed gives the same network.
         out: a directory for the run, of one `fit`; None: none is kept.
 

@@ -16,6 +16,7 @@ from cifarlab.plan import Planned
 from cifarlab.progress import follow
 from cifarlab.recipe import Recipe, override
 from cifarlab.run import Run, is_run
+from cifarlab.shipped_run import base_run
 from cifarlab.training import Event, Stop, fit, recipe_for, reopen, start
 from cifarlab.writers import check_writers
 
@@ -150,7 +151,7 @@ def _fold_recipes(recipe: Recipe, folds: int) -> dict[str, Recipe]:
 
 def _check_base(recipe: Recipe, data: str) -> None:
     base = recipe.finetune.init_from
-    if base is not None and Run(base).data["name"] == data:
+    if base is not None and base_run(base).data["name"] == data:
         raise UserError(
             f"--folds cannot begin with {base}: it was trained on {data}, and with it on pictures that a fold holds out"
         )

@@ -1,4 +1,4 @@
-"""The run whose weights come with the package, in `shipped/`: what predicts where no run is named."""
+"""The run whose weights come with the package, in `shipped/`: what predicts where no run is named, and a beginning."""
 
 import shutil
 import tempfile
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cifarlab.evaluation import Evaluation
 
 FOLDER = Path(__file__).parent / "shipped"
+NAME = "shipped"  # where a run to begin with is named
 
 
 class NotAsRecorded(CifarlabError):
@@ -34,10 +35,17 @@ def shipped_run() -> Run:
         UserError: when this copy of the package has none.
     """
     if not has_shipped_run():
-        raise UserError(
-            "no run named, and this copy of cifarlab comes without weights: name a run's directory"
-        )
+        raise UserError("this copy of cifarlab comes without weights: name a run's directory")
     return Run(FOLDER)
+
+
+def base_run(name: str) -> Run:
+    """The run to begin with: that in the directory `name`, or for `shipped`, unless a run lies there, `shipped_run`.
+
+    Raises:
+        UserError: as `Run` and `shipped_run` do.
+    """
+    return shipped_run() if name == NAME and not is_run(Path(name)) else Run(name)
 
 
 def check_shipped_run(split: str = "test", data_dir: str | Path | None = None) -> "Evaluation":

@@ -541,7 +541,8 @@ def train(
             recipe by name whose source validated on the test set validates on training pictures, unless
             `data.validation` is among these.
         data_dir: the folder of CIFAR-10's batches, or its parent; beats `CIFARLAB_DATA` and the user's cache.
-        init_from: a run to begin with the weights of; short for the field `finetune.init_from`.
+        init_from: a run to begin with the weights of, or `shipped`: those that come with the package; short for the
+            field `finetune.init_from`.
         freeze: names or patterns of layers that stay as they are; short for the field `finetune.freeze`.
         log: where metrics go beside the run directory and TensorBoard: `mlflow`, `wandb`.
 

@@ -8,9 +8,11 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from cifarlab.errors import UserError, nearest
+from cifarlab.errors import UserError, nearest, one_of
 from cifarlab.recipe import Finetune, Recipe
+from cifarlab.recipes import RECIPES
 from cifarlab.run import Run
+from cifarlab.shipped_run import base_run
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -111,11 +113,13 @@ def open_base(recipe: Recipe) -> Run | None:
     """The run that `recipe` begins with, where it names one.
 
     Raises:
-        UserError: when it is not there, or its network was trained on pictures prepared in another way.
+        UserError: when it is not there, its network is of another family, or was trained on pictures prepared in
+            another way.
     """
     if recipe.finetune.init_from is None:
         return None
-    run = Run(recipe.finetune.init_from)
+    run = base_run(recipe.finetune.init_from)
+    _check_family(recipe, run)
     theirs, ours = run.recipe.data.preparation, recipe.data.preparation
     if theirs != ours:
         raise UserError(
@@ -123,6 +127,16 @@ def open_base(recipe: Recipe) -> Run | None:
             f" --set data.preparation={theirs}"
         )
     return run
+
+
+def _check_family(recipe: Recipe, run: Run) -> None:
+    theirs, ours = run.recipe.model, recipe.model
+    if theirs.name != ours.name:
+        same = [name for name, other in RECIPES.items() if other.model == theirs]
+        raise UserError(
+            f"{run.path} cannot be the base: its network is of the family {theirs.name}, and that of {recipe.name} is"
+            f" of {ours.name}" + (f"; it suits {one_of(same, 'and')}" if same else "")
+        )
 
 
 def begin_with(model: nn.Module, run: Run, classes: tuple[str, ...], frozen: set[str]) -> list[str]:

@@ -58,7 +58,12 @@ Folds = Annotated[
     typer.Option("--folds", metavar="K", help="Stratified cross-validation: DIR/fold-0, DIR/fold-1 ..."),
 ]
 InitFrom = Annotated[
-    Path | None, typer.Option("--init-from", metavar="RUN", help="Begin with the weights of a run.")
+    Path | None,
+    typer.Option(
+        "--init-from",
+        metavar="RUN|shipped",
+        help="Begin with the weights of a run, or with those that come with cifarlab.",
+    ),
 ]
 Freeze = Annotated[
     list[str] | None,
@@ -100,9 +105,9 @@ def train(
       cifarlab train vgg3-bn --plan
       cifarlab train vgg3 --epochs 20 --set optimizer.learning_rate=0.01 --set augment.flip=0.5
       cifarlab train vgg3 --init-from runs/vgg3-s0-1 --freeze 'block*'
+      cifarlab train fast94 --data ~/flowers --init-from shipped
       cifarlab train vgg3 --seeds 5 --out runs/vgg3
     """
-    from cifarlab.data.sources import are_own_pictures
     from cifarlab.recipe import for_own_pictures, override
     from cifarlab.recipes import get_recipe
 
@@ -115,6 +120,8 @@ def train(
     }
     given = overrides_of(options, settings or [])
     named = get_recipe(recipe or _default_recipe())
+    from cifarlab.data.sources import are_own_pictures  # loads NumPy: a mistyped recipe need not wait for it
+
     suited = for_own_pictures(named, given) if are_own_pictures(data) else named
     chosen = override(suited, given)
     if seed is not None and seeds is not None:
@@ -146,12 +153,14 @@ def train(
 
 
 def _check_before_data(recipe: Recipe, out: Path | None, log: list[str], *, plan: bool) -> None:
-    """What can be told before any data are fetched: a base that is not there, a folder in use, a library missing."""
-    from cifarlab.run import Run, check_out
+    """What can be told before any data are fetched: a base that does not fit, a folder in use, a library missing."""
+    from cifarlab.run import check_out
     from cifarlab.writers import check_writers
 
     if recipe.finetune.init_from is not None:
-        Run(recipe.finetune.init_from)
+        from cifarlab.transfer import open_base
+
+        open_base(recipe)
     if not plan:
         check_out(out)
         check_writers(log)
