@@ -1,10 +1,12 @@
 """What strangers' files hold becomes the right pixels, or one clear line."""
 
 import os
+import stat
 import struct
 import zlib
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -198,6 +200,20 @@ def test_files_are_not_read_beyond_a_limit(tmp_path: Path, monkeypatch: pytest.M
     os.truncate(path, 2**20 + 1)
     with pytest.raises(UserError, match=r"large.png is too large: 1 MiB; at most 1 MiB are read"):
         read_picture(path, 32, 32)
+
+
+@pytest.mark.parametrize("stated_bytes", [0, 40, 100_000])
+def test_a_file_is_read_whole_whatever_length_is_stated(
+    stated_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of what is in /proc, or while somebody writes it."""
+    path = tmp_path / "1.png"
+    path.write_bytes(encoded(Image.fromarray(SOURCE), "PNG"))
+    status = SimpleNamespace(st_mode=stat.S_IFREG, st_size=stated_bytes)
+    monkeypatch.setattr(pictures.os, "stat", lambda *_, **__: status)
+    got = read_picture(path, 24, 40)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(got, SOURCE)
 
 
 # Files that are no good

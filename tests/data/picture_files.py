@@ -49,6 +49,22 @@ def zipped(folder: Path, path: Path) -> Path:
     return path
 
 
+def write_zip(path: Path, **members: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def said_to_be_encrypted(path: Path) -> Path:
+    """A zip whose first member has the flag of that."""
+    data = bytearray(path.read_bytes())
+    for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(header) + flags] |= 1
+    path.write_bytes(data)
+    return path
+
+
 def bomb() -> bytes:
     """A PNG of a few hundred bytes whose header promises 60,000 x 60,000 pixels."""
 

@@ -11,7 +11,6 @@ from tests.data.drawn_pictures import draw
 
 from cifarlab.data.duplicates import (
     MOST_BITS,
-    _lowest_linked,
     difference_hashes,
     exact_groups,
     near_groups,
@@ -84,15 +83,16 @@ def _closed(pairs: set[tuple[int, int]], n: int) -> list[int]:
 
 
 @settings(max_examples=50)
-@given(
-    st.integers(1, 30).flatmap(
-        lambda n: st.tuples(st.just(n), st.lists(st.tuples(*[st.integers(0, n - 1)] * 2)))
-    )
-)
-def test_what_is_linked_through_others_is_one_group(linked: tuple[int, list[tuple[int, int]]]) -> None:
-    n, pairs = linked
-    found = _lowest_linked(n, np.array(pairs, np.int64).reshape(-1, 2))
-    assert found.tolist() == _closed({(min(pair), max(pair)) for pair in pairs}, n)
+@given(st.permutations(range(10)), st.lists(st.booleans(), min_size=9, max_size=9))
+def test_what_is_linked_through_others_is_one_group(order: list[int], linked: list[bool]) -> None:
+    """Hashes of which each is 3 bits from the next and 6 from the one after, but for breaks, which are of 6 bits."""
+    turned = [0, *((0b111 if link else 0b111111) << 6 * place for place, link in enumerate(linked))]
+    hashes = np.bitwise_xor.accumulate(np.array(turned, np.uint64))[order]
+    chains = np.cumsum([0, *(not link for link in linked)])[order].tolist()
+    pixels = np.full((10, 32, 32, 3), 128, np.uint8)
+    sha256 = np.arange(1, 11, dtype=np.uint8)[:, None].repeat(32, axis=1)
+    found = near_groups(pixels, sha256, hashes, np.ones(10, bool))
+    assert found.tolist() == [chains.index(chain) for chain in chains]
 
 
 def test_thirty_thousand_hashes_take_seconds() -> None:

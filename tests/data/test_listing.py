@@ -4,7 +4,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from picture_files import make, zipped
+from picture_files import make, write_zip, zipped
 
 from cifarlab.data.listing import Listing, Reading, check_trainable, list_pictures
 from cifarlab.errors import UserError
@@ -72,6 +72,19 @@ def test_folders_that_hold_one_folder_are_passed_through(tmp_path, as_given):
     )
     assert listing.classes == ("cat", "dog") and listing.empty_classes == ("owl",)
     assert [entry.name for entry in listing.entries] == ["a/photos/cat/1.png", "a/photos/dog/2.png"]
+
+
+def test_a_zip_with_its_root_as_a_member(tmp_path):
+    """As bsdtar writes it: `tar -a -cf a.zip .`."""
+    listing = list_pictures(
+        write_zip(tmp_path / "a.zip", **{"./": b"", "./photos/cat/1.png": b"1", "./photos/dog/1.png": b"2"})
+    )
+    assert told(listing) == [("photos/cat/1.png", "cat", None), ("photos/dog/1.png", "dog", None)]
+    assert listing.empty_classes == () and listing.read(listing.entries[1]) == b"2"
+    flat = write_zip(
+        tmp_path / "b.zip", **{"./": b"", "./cat/1.png": b"1", "./dog/1.png": b"2", "./owl/": b""}
+    )
+    assert list_pictures(flat).empty_classes == ("owl",)
 
 
 def test_pictures_may_lie_deeper_in_all_classes(tmp_path):

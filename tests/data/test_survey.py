@@ -5,7 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_files import CLASSES, bomb, encoded, make, make_faulty, pixels, zipped
+from picture_files import (
+    CLASSES,
+    bomb,
+    encoded,
+    make,
+    make_faulty,
+    pixels,
+    said_to_be_encrypted,
+    write_zip,
+    zipped,
+)
 from PIL import Image
 from tests.tiny import SMALL_OPTIONS
 
@@ -195,6 +205,21 @@ def test_every_layout_is_surveyed(what, tmp_path, capsys):
     assert document["sizes"]["largest"] == [8, 6]
 
 
+def make_unfit(folder: Path) -> None:
+    """Archives that are not read, a manifest that lacks a column, and links that lead round in a circle."""
+    pictures = {f"{name}/{n}.png": encoded(pixels(n)) for n in range(1, 6) for name in "ab"}
+    write_zip(folder / "leads out.zip", **pictures, **{"../evil.png": b"x"})
+    said_to_be_encrypted(write_zip(folder / "encrypted.zip", **pictures))
+    whole = write_zip(folder / "cut.zip", **pictures)
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    (folder / "list.csv").write_text("path,labels\nphotos/a/1.png,a\n")
+    (folder / "round").symlink_to("round")
+    make(folder / "rounds", "a/", "b/")
+    (folder / "rounds/a/up").symlink_to("..")
+    (folder / "rounds/b/itself.png").symlink_to("itself.png")
+    (folder / "rounds/b/a").symlink_to("../a")
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -209,6 +234,15 @@ def test_every_layout_is_surveyed(what, tmp_path, capsys):
         (("train", "demo", "--data", "small"), "class 'b' has 1 picture that can be read"),
         (("train", "demo", "--data", "broken"), "--skip-unreadable goes on without"),
         (("train", "demo", "--data", "demo", "--skip-unreadable"), "are for your own pictures"),
+        (
+            ("train", "demo", "--data", "leads out.zip"),
+            "has a member whose name leads out of it: '../evil.png'",
+        ),
+        (("train", "demo", "--data", "encrypted.zip"), "is encrypted (a/1.png): make one without a password"),
+        (("train", "demo", "--data", "cut.zip"), "is damaged or cut short: not a whole zip"),
+        (("train", "demo", "--data", "list.csv"), "has no column 'label'; did you mean 'labels'?"),
+        (("train", "demo", "--data", "./round"), "no such file or folder"),
+        (("train", "demo", "--data", "rounds"), "no pictures in"),
     ],
 )
 def test_mistakes_are_one_line(arguments, reason, in_empty_folder, capsys):
@@ -217,6 +251,7 @@ def test_mistakes_are_one_line(arguments, reason, in_empty_folder, capsys):
     make(in_empty_folder / "broken", *(f"{name}/{n}.png" for name in "ab" for n in range(5)))
     (in_empty_folder / "broken/a/bomb.png").write_bytes(bomb())
     make(in_empty_folder / "empty", "a/")
+    make_unfit(in_empty_folder)
     code, out, err = ask(capsys, *arguments)
     assert code == 2 and out == "" and err.count("\n") == 1
     assert reason in err

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from picture_files import encoded, make, pixels, zipped
+from picture_files import encoded, make, pixels, said_to_be_encrypted, write_zip, zipped
 
 from cifarlab.data import trees
 from cifarlab.data.trees import open_folder, open_tree, open_zip
@@ -108,13 +108,6 @@ def test_the_state_of_a_file_changes_with_it(tmp_path):
 # --- zip files ---
 
 
-def write_zip(path: Path, **members: bytes) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return path
-
-
 @pytest.mark.parametrize(
     "name", ["../evil.png", "cat/../../evil.png", "/etc/evil.png", "..\\evil.png", "C:\\cat\\evil.png"]
 )
@@ -124,11 +117,7 @@ def test_names_that_lead_out_of_a_zip(tmp_path, name):
 
 
 def test_an_encrypted_zip(tmp_path):
-    path = write_zip(tmp_path / "a.zip", **{"cat/1.png": b"x" * 100})
-    data = bytearray(path.read_bytes())
-    for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        data[data.index(header) + flags] |= 1
-    path.write_bytes(data)
+    path = said_to_be_encrypted(write_zip(tmp_path / "a.zip", **{"cat/1.png": b"x" * 100}))
     assert refusal(open_zip, path) == f"{path} is encrypted (cat/1.png): make one without a password"
 
 
@@ -182,6 +171,14 @@ def test_names_as_programs_write_them(tmp_path):
     tree = open_zip(path)
     assert tree.names == ("dog/dots.png", "dog/windows.png", "犬/1.png") and tree.folders == ("dog", "犬")
     assert [tree.read(name) for name in tree.names] == [b"2", b"1", b"3"]
+
+
+def test_the_root_is_no_folder_of_a_zip(tmp_path):
+    """As bsdtar writes it: `tar -a -cf a.zip .`."""
+    names = ("./", "./photos/", "./photos/cat/1.png", "./photos/dog/1.png", ".")
+    tree = open_zip(write_zip(tmp_path / "a.zip", **dict.fromkeys(names, b"")))
+    assert tree.names == ("photos/cat/1.png", "photos/dog/1.png")
+    assert tree.folders == ("photos", "photos/cat", "photos/dog")
 
 
 def test_links_in_a_zip_are_left_out(tmp_path):

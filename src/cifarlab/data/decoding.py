@@ -23,7 +23,7 @@ from cifarlab.data.duplicates import difference_hashes
 from cifarlab.data.trees import Tree
 from cifarlab.errors import UserError
 from cifarlab.files import opened_for_update, write_all
-from cifarlab.pictures import Fit, examine_picture
+from cifarlab.pictures import Fit, Picture, examine_picture
 from cifarlab.plain_png import PlainPng, pixels_of, read_plain_png
 
 CHANNELS = 3
@@ -33,7 +33,13 @@ WORKER = (
     " sys.path[:] = link.recv(); from cifarlab.data.decoding import serve; serve(link)"
 )
 # Of NumPy's matrix products, whichever library multiplies: there is a process for each core.
-ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "BLIS_NUM_THREADS": "1",
+    "VECLIB_MAXIMUM_THREADS": "1",  # Apple's Accelerate
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,17 +75,13 @@ def decode_block(work: Work, first: int, names: Sequence[str]) -> Block:
     Raises OSError or UserError if they cannot be written.
     """
     n, side = len(names), work.size_pixels
-    pixels = np.zeros((n, side, side, CHANNELS), np.uint8)
-    sizes, sha256 = np.zeros((n, 2), np.int32), bytearray(n * 32)
-    modes, reasons = [""] * n, {}
+    pixels, sizes = np.zeros((n, side, side, CHANNELS), np.uint8), np.zeros((n, 2), np.int32)
+    modes, digests, reasons = [""] * n, [bytes(32)] * n, {}
     plain: dict[str, list[tuple[int, PlainPng]]] = defaultdict(list)  # of the size wanted, by mode
     for row, name in enumerate(names):
-        try:
-            data = work.tree.read(name)
-            sha256[row * 32 : row * 32 + 32] = hashlib.sha256(data).digest()
-            picture = read_plain_png(data, (side, side)) or examine_picture(data, name, side, side, work.fit)
-        except UserError as error:
-            reasons[first + row] = str(error).removeprefix(f"{name} ")
+        digests[row], picture = _examine(work, name)
+        if isinstance(picture, str):
+            reasons[first + row] = picture
             continue
         modes[row], sizes[row] = picture.mode, (picture.width, picture.height)
         if isinstance(picture, PlainPng):
@@ -93,14 +95,25 @@ def decode_block(work: Work, first: int, names: Sequence[str]) -> Block:
         os.lseek(file, work.header_bytes + first * pixels[0].nbytes, os.SEEK_SET)
         write_all(file, pixels.data)
     return Block(
-        first,
-        reasons,
-        sizes,
-        modes,
-        np.frombuffer(sha256, np.uint8).reshape(n, 32),
-        difference_hashes(pixels),
-        hashlib.sha256(pixels.data).digest(),
+        first=first,
+        reasons=reasons,
+        sizes=sizes,
+        modes=modes,
+        sha256=np.frombuffer(b"".join(digests), np.uint8).reshape(n, 32),
+        hashes=difference_hashes(pixels),
+        pixels_sha256=hashlib.sha256(pixels.data).digest(),
     )
+
+
+def _examine(work: Work, name: str) -> tuple[bytes, PlainPng | Picture | str]:
+    """SHA-256 of the file called `name`, zeros if it cannot be read, and its picture or why there is none."""
+    digest, side = bytes(32), work.size_pixels
+    try:
+        data = work.tree.read(name)
+        digest = hashlib.sha256(data).digest()
+        return digest, read_plain_png(data, (side, side)) or examine_picture(data, name, side, side, work.fit)
+    except UserError as error:
+        return digest, str(error).removeprefix(f"{name} ")
 
 
 def decode_in_processes(work: Work, blocks: Iterable[Names], processes: int) -> Generator[Block, None, None]:

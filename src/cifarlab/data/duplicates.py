@@ -17,7 +17,7 @@ from cifarlab.process import available_cores
 MOST_BITS = 4  # of 64 that the hashes of near duplicates differ in
 BANDS = 8  # of 8 bits: hashes that differ in 4 bits are equal in 4 bands or more
 LARGEST_BUCKET = 4_000  # hashes that are compared each with each
-PAIRS_AT_ONCE = 1 << 22
+PAIRS_AT_ONCE = 1 << 20  # about 60 MB
 MOST_THREADS = 4  # each has that many pairs in memory
 THUMBNAIL = 16  # pixels a side of what is compared
 SMALLEST_CORRELATION = 0.98  # less finds pairs among scikit-learn's digits that two hands wrote
@@ -92,9 +92,8 @@ def near_pairs(hashes: np.ndarray) -> np.ndarray:
     repeated = np.flatnonzero(first[inverse] != np.arange(len(hashes)))
     found = [np.stack([first[inverse[repeated]], repeated], axis=1)]
     bands = _bands(values)
-    with ThreadPoolExecutor(
-        min(MOST_THREADS, available_cores())
-    ) as pool:  # sorting goes on without Python's lock
+    threads = min(MOST_THREADS, available_cores())  # sorting goes on without Python's lock
+    with ThreadPoolExecutor(threads) as pool:
         for pairs in pool.map(
             lambda chosen: _near_and_equal_in(values, bands[list(chosen)]),
             combinations(range(BANDS), BANDS - MOST_BITS),
@@ -136,7 +135,7 @@ def _bands(values: np.ndarray) -> np.ndarray:
 
 
 def _pairs_of_equals(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Places (P,) and (P,) in sorted `keys` of pairs of equal keys, some millions at a time."""
+    """Places (P,) and (P,) in sorted `keys` of pairs of equal keys, about PAIRS_AT_ONCE at a time."""
     n = len(keys)
     new = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if n else np.empty(0, np.int64)
     lengths = np.diff(np.r_[new, n])

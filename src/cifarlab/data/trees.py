@@ -238,7 +238,7 @@ def open_zip(location: Path) -> Zip:
     for info in infos:
         name = _member_name(location, info)
         parts = name.rstrip("/").split("/")
-        if any(_is_clutter(part) for part in parts):
+        if parts == [""] or any(_is_clutter(part) for part in parts):  # "": `./`, the root itself
             continue
         if info.flag_bits & ENCRYPTED:
             raise UserError(f"{location} is encrypted ({name}): make one without a password")

@@ -29,9 +29,13 @@ def class_folders(tree: Tree) -> Listing:
 
     Raises UserError if there are no pictures, none in a class folder, or it is not plain which folders are splits.
     """
-    left_out = [(name, NOT_A_PICTURE) for name in tree.names if not is_picture(name)]
-    others = {name for name, _ in left_out}
-    pictures = [name for name in tree.names if name not in others]
+    pictures: list[str] = []
+    left_out: list[tuple[str, str]] = []
+    for name in tree.names:
+        if is_picture(name):
+            pictures.append(name)
+        else:
+            left_out.append((name, NOT_A_PICTURE))
     if not pictures:
         raise no_pictures(tree)
     homes = {parent_of(name) for name in pictures}
@@ -76,8 +80,10 @@ def _root(tree: Tree, homes: Set[str]) -> str:
 
     `homes` are the folders in which pictures lie.
     """
+    if "" in homes:
+        return ""
     root = ""
-    while root.rstrip("/") not in homes:
+    while True:
         inside = {name[len(root) :].split("/")[0] for name in tree.folders if name.startswith(root)}
         only = next(iter(inside))
         if len(inside) > 1 or only.lower() in SPLIT_NAMES or root + only in homes:
