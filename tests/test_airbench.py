@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cifarlab import UserError
+from cifarlab.cost import training_operations
 from cifarlab.job import prepare
 from cifarlab.models import build_model, describe_model
 from cifarlab.models.airbench import AirbenchNet, Whitening, freeze_whitening_bias
@@ -167,3 +168,9 @@ def test_a_resumed_training_ends_with_the_same_bytes(tmp_path: Path, monkeypatch
     assert len([event for event in fit(*reopen(run.path)) if isinstance(event, EpochDone)]) == 2
     for name in ("weights-last.safetensors", "weights-best.safetensors"):
         assert (whole.path / name).read_bytes() == (run.path / name).read_bytes()
+    side, pictures = whole.data["input_shape"][1], whole.data["n_train"]
+    sides = [round(part * round(scale * side)) for scale, part in ((0.5, 1.0), (0.625, 0.9), (1.0, 0.9))]
+    costs = [[row["multiply_adds"] for row in describe_model(job.model, (3, each, each))] for each in sides]
+    assert training_operations(whole, job.model) == 2 * pictures * sum(
+        3 * sum(each) - each[0] for each in costs
+    )

@@ -365,6 +365,7 @@ def test_the_real_data_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_network_that_cannot_take_smaller_pictures_is_told() -> None:
     recipe = RECIPE.model_copy(update={"data": Data(training_scales=(0.5, 1.0))})
     with pytest.raises(
-        UserError, match="training_crops make pictures of 16x16 pixels, which this network cannot take"
+        UserError,
+        match="^0.5 in data.training_scales makes pictures of 16x16 pixels, which this network cannot take",
     ):
         job_module.prepare(recipe, "demo")

@@ -293,6 +293,7 @@ def test_which_layers_are_computed_once(base: Run) -> None:
     assert cached(finetune__freeze=["block1", "block2_conv2*"]) == "block1_pool"
     assert cached(finetune__freeze="block2") is None
     assert cached(finetune__freeze="block*", augment__flip=0.5) is None
+    assert cached(finetune__freeze="block*", data__training_crops=[1.0]) is None
     gradual = {
         "finetune__freeze": "block*",
         "finetune__unfreeze": "block2",

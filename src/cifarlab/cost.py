@@ -86,9 +86,11 @@ def training_operations(run: Run, model: nn.Module) -> int:
     n_once = cacheable_front(recipe, model, shape, pictures)
     front = tuple(f"{name}." for name, _ in list(model.named_children())[:n_once])
     once = {row["name"] for row in describe_model(model, shape) if f"{row['name']}.".startswith(front)}
-    passes = sizes_of_passes(recipe.data.training_scales, recipe.data.training_crops, shape[1])
-    sizes = [size.cropped if size else None for size in _sizes(passes, epochs)]
-    of_size = {size: describe_model(model, (shape[0], size, size) if size else shape) for size in set(sizes)}
+    sizes = _sizes(sizes_of_passes(recipe.data.training_scales, recipe.data.training_crops), epochs)
+    of_size = {
+        size: describe_model(model, (shape[0], size.cropped(shape[1]), size.cropped(shape[2])))
+        for size in set(sizes)
+    }
     per_picture = sum(
         _there_and_back(of_size[size], frozen_layers(recipe.finetune, model, epoch), once)
         for epoch, size in enumerate(sizes)
@@ -109,14 +111,14 @@ def _there_and_back(layers: list[dict[str, Any]], frozen: set[str], once: set[st
     return total
 
 
-def _sizes(passes: Sequence[Size], epochs: int) -> list[Size | None]:
-    """Of the training pictures in each epoch; None: their own."""
-    return [of_pass(passes, epoch) if passes else None for epoch in range(epochs)]
+def _sizes(passes: Sequence[Size], epochs: int) -> list[Size]:
+    """Of the training pictures in each epoch."""
+    return [of_pass(passes or (Size(),), epoch) for epoch in range(epochs)]
 
 
-def _step_seconds(trial: Job, size: Size | None, measured_steps: int) -> float:
+def _step_seconds(trial: Job, size: Size, measured_steps: int) -> float:
     """The median of up to `measured_steps` steps, after two that warm up; fewer where steps are long."""
-    batches = replace(trial.stream, sizes=(size,) if size else ()).from_step(0)
+    batches = replace(trial.stream, sizes=(size,)).from_step(0)
     seconds: list[float] = []
     for step in range(measured_steps + 2):
         began = time.perf_counter()

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -15,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifarlab import pretrained
 from cifarlab.data import Source, open_source
-from cifarlab.data.loader import WEIGHTS, BatchStream, Images, derived_seed, on_device, sizes_of_passes
+from cifarlab.data.loader import WEIGHTS, BatchStream, Images, Size, derived_seed, on_device, sizes_of_passes
 from cifarlab.data.mapped import Pictures, choose
 from cifarlab.data.splits import split_validation
 from cifarlab.environment import choose_device, choose_precision
@@ -143,7 +144,7 @@ def prepare(
     elif begins:
         initial_weights = pretrained.begin_with(model, recipe.model)
     _check_batches(recipe, len(stream.labels), model)
-    _check_sizes({size.cropped for size in stream.sizes}, model)
+    _check_sizes(stream.sizes, preparation, model)
     return Job(
         recipe=recipe,
         source=source,
@@ -215,7 +216,7 @@ def _stream(recipe: Recipe, images: Images, labels: Tensor, preparation: Prepara
         seed=recipe.seed,
         augmentation=recipe.augment,
         preparation=preparation,
-        sizes=sizes_of_passes(recipe.data.training_scales, recipe.data.training_crops, preparation.height),
+        sizes=sizes_of_passes(recipe.data.training_scales, recipe.data.training_crops),
         sampling=recipe.data.sampling,
     )
 
@@ -310,15 +311,17 @@ def _check_class_weights(recipe: Recipe, classes: tuple[str, ...]) -> None:
         )
 
 
-def _check_sizes(sizes: set[int], model: nn.Module) -> None:
+def _check_sizes(sizes: Sequence[Size], preparation: Preparation, model: nn.Module) -> None:
     example = next(model.parameters())
-    for size in sorted(sizes):
+    for size in dict.fromkeys(sizes):
+        height, width = size.cropped(preparation.height), size.cropped(preparation.width)
         try:
             with torch.no_grad():
-                copy.deepcopy(model).eval()(example.new_zeros(1, 3, size, size))
+                copy.deepcopy(model).eval()(example.new_zeros(1, 3, height, width))
         except RuntimeError:
+            parts = {"data.training_scales": size.scale, "data.training_crops": size.crop}
+            named = " and ".join(f"{part:g} in {field}" for field, part in parts.items() if part != 1.0)
             raise UserError(
-                f"data.training_scales and data.training_crops make pictures of {size}x{size} pixels, which this"
-                " network cannot take: it has to pool over the whole picture, as airbench does, and pictures have to"
-                " be large enough"
+                f"{named} makes pictures of {height}x{width} pixels, which this network cannot take: it has to pool"
+                " over the whole picture, as airbench does, and pictures have to be large enough"
             ) from None

@@ -96,8 +96,8 @@ class Data(Part):
     )
     training_crops: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = Field(
         default=(),
-        description="the same after augmentation and scaling, by cutting off their edges: as parts of the scaled"
-        " pictures' height and width; empty: 1",
+        description="height and width that are left of the scaled training pictures in each pass, their edges cut off"
+        " after augmentation, as parts of theirs, the last for all that follow; empty: 1",
     )
     sampling: Literal["shuffled", "balanced"] = Field(
         default="shuffled",

@@ -87,7 +87,7 @@ def test_alternating_flips_toggle_every_picture_from_pass_to_pass() -> None:
 def test_pictures_are_scaled_to_the_size_of_their_pass() -> None:
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8))
     growing = BatchStream(
-        pixels, torch.arange(6), 4, 0, Augment(), SCALE, sizes=sizes_of_passes((0.5, 0.75, 1.0), (), 16)
+        pixels, torch.arange(6), 4, 0, Augment(), SCALE, sizes=sizes_of_passes((0.5, 0.75, 1.0), ())
     )
     batches = list(itertools.islice(growing.from_step(0), 8))
     assert [images.shape[2] for images, _ in batches] == [8, 8, 12, 12, 16, 16, 16, 16]
@@ -100,24 +100,46 @@ def test_pictures_are_scaled_to_the_size_of_their_pass() -> None:
     assert torch.equal(batches[4][0] * 255, pixels[batches[4][1]].permute(0, 3, 1, 2).float())
 
 
-def test_edges_are_cut_off_after_augmentation_and_scaling() -> None:
+def test_edges_are_cut_off_after_augmentation() -> None:
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8))
     whole = BatchStream(pixels, torch.arange(6), 6, 0, Augment(crop_padding=2, flip=0.5), SCALE)
-    sizes = sizes_of_passes((0.75, 1.0), (1.0, 1.0, 0.75), 16)
-    assert [(size.scaled, size.cropped) for size in sizes] == [(12, 12), (16, 16), (16, 12)]
-    cut = replace(whole, sizes=sizes)
-    whole_batches, batches = (list(itertools.islice(each.from_step(0), 4)) for each in (whole, cut))
-    assert [images.shape[2] for images, _ in batches] == [12, 16, 12, 12]
-    for one_pass in (2, 3):
-        assert torch.equal(batches[one_pass][0], whole_batches[one_pass][0][:, :, 2:14, 2:14])
-        assert batches[one_pass][0].is_contiguous(memory_format=torch.channels_last)
-    # What is left was there before any edge was reflected: a crop of 12 about a place up to 2 pixels away.
-    ours, label = (each[0] for each in batches[2])
-    places = (pixels[label].float().permute(2, 0, 1) / 255).unfold(1, 12, 1).unfold(2, 12, 1)
-    alike = [
-        (places[:, y, x] == image).all() for y in range(5) for x in range(5) for image in (ours, ours.flip(2))
-    ]
-    assert any(alike)
+    images, labels = next(whole.from_step(0))
+    left, _ = next(replace(whole, sizes=sizes_of_passes((), (0.75,))).from_step(0))
+    assert torch.equal(left, images[:, :, 2:14, 2:14])
+    assert left.is_contiguous(memory_format=torch.channels_last)
+    # None of it was reflected: it is a part of the picture, up to two pixels off the centre, mirrored or not.
+    for image, label in zip(left, labels, strict=True):
+        parts = (pixels[label].float().permute(2, 0, 1) / 255).unfold(1, 12, 1).unfold(2, 12, 1)
+        assert any(
+            (parts[:, y, x] == each).all() for y, x in np.ndindex(5, 5) for each in (image, image.flip(2))
+        )
+
+
+def test_edges_are_cut_off_after_scaling_and_of_each_side_its_part() -> None:
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 16, 24, 3), dtype=np.uint8))
+    scaled, cut = (
+        BatchStream(
+            pixels, torch.arange(6), 6, 0, Augment(), SCALE, sizes=sizes_of_passes((1.0, 0.75), crops)
+        )
+        for crops in ((), (1.0, 0.75))
+    )
+    in_full, in_parts = (list(itertools.islice(each.from_step(0), 3)) for each in (scaled, cut))
+    assert [tuple(images.shape[2:]) for images, _ in in_full] == [(16, 24), (12, 18), (12, 18)]
+    assert [tuple(images.shape[2:]) for images, _ in in_parts] == [(16, 24), (9, 14), (9, 14)]
+    for (images, _), (left, _) in zip(in_full[1:], in_parts[1:], strict=True):
+        assert torch.equal(left, images[:, :, 1:10, 2:16])
+
+
+def test_squares_are_cut_out_where_they_are_once_pictures_are_resized() -> None:
+    pixels = torch.full((64, 16, 16, 3), 255, dtype=torch.uint8)
+    augment = Augment(cutout=4)
+    whole, left, half = (
+        next(BatchStream(pixels, torch.arange(64), 64, 0, augment, SCALE, sizes=sizes).from_step(0))[0]
+        for sizes in ((), sizes_of_passes((), (0.5,)), sizes_of_passes((0.5,), ()))
+    )
+    assert torch.equal(left, whole[:, :, 4:12, 4:12])
+    assert 0 < (left == 0).sum() < (whole == 0).sum()
+    assert ((half == 0).sum((1, 2, 3)) == 3 * 2 * 2).all()
 
 
 def classes_in_passes(labels: torch.Tensor, passes: int) -> list[torch.Tensor]:

@@ -15,8 +15,6 @@ from cifarlab.data.mapped import MappedPictures, Pictures
 from cifarlab.preparation import Preparation
 from cifarlab.recipe import Augment
 
-Value = TypeVar("Value")
-
 ORDER, AUGMENT, DROPOUT, WEIGHTS, FLIP = range(5)
 
 
@@ -63,20 +61,30 @@ def on_device(pictures: Pictures, device: torch.device) -> Images:
 
 @dataclass(frozen=True)
 class Size:
-    """Pixels a side that training pictures are scaled to, and that are left of that about the centre."""
+    """Height and width that training pictures are scaled to, as parts of their own, and of that what is left about the
+    centre once the edges are cut off."""
 
-    scaled: int
-    cropped: int
+    scale: float = 1.0
+    crop: float = 1.0
+
+    def scaled(self, side: int) -> int:
+        return round(self.scale * side)
+
+    def cropped(self, side: int) -> int:
+        return round(self.crop * self.scaled(side))
+
+    def edge(self, side: int) -> int:
+        """Pixels cut off above, or on the left."""
+        return (self.scaled(side) - self.cropped(side)) // 2
 
 
-def sizes_of_passes(scales: Sequence[float], crops: Sequence[float], side: int) -> tuple[Size, ...]:
-    """Of pictures `side` pixels a side, for a recipe's `data.training_scales` and `data.training_crops`."""
+def sizes_of_passes(scales: Sequence[float], crops: Sequence[float]) -> tuple[Size, ...]:
+    """Of a recipe's `data.training_scales` and `data.training_crops`; empty where both are."""
     passes = range(max(len(scales), len(crops)))
-    scaled = [round(side * (of_pass(scales, each) if scales else 1.0)) for each in passes]
-    return tuple(
-        Size(pixels, round(pixels * (of_pass(crops, each) if crops else 1.0)))
-        for each, pixels in enumerate(scaled)
-    )
+    return tuple(Size(of_pass(scales or (1.0,), each), of_pass(crops or (1.0,), each)) for each in passes)
+
+
+Value = TypeVar("Value")
 
 
 def of_pass(values: Sequence[Value], one_pass: int) -> Value:
@@ -121,6 +129,7 @@ class BatchStream:
         size = self.batch_size * self.augmentation.copies
         while True:
             order, draws = self._plan(one_pass)
+            scaling = of_pass(self.sizes or (Size(),), one_pass)
             for first in range(position * size, len(order), size):
                 last = min(first + size, len(order))
                 chosen = order[first:last]
@@ -130,22 +139,21 @@ class BatchStream:
                 batch_draws = None if draws is None else draws.slice(first, last)
                 if batch_draws is not None:
                     images = augment.apply(images, batch_draws)
-                images = self.prepare(self._scaled(images, one_pass))
+                images = self.prepare(images if self.prepared else self._resized(images, scaling))
                 if batch_draws is not None:
-                    images = augment.cut_out(images, batch_draws, self.augmentation.cutout)
+                    images = augment.cut_out(images, batch_draws, scaling.scaled(self.augmentation.cutout))
                 yield images, self.labels[chosen]
             one_pass, position = one_pass + 1, 0
 
-    def _scaled(self, images: Tensor, one_pass: int) -> Tensor:
-        if not self.sizes or self.prepared:
-            return images
-        size = of_pass(self.sizes, one_pass)
-        if (size.scaled, size.scaled) != tuple(images.shape[2:]):
+    def _resized(self, images: Tensor, size: Size) -> Tensor:
+        _, _, height, width = images.shape
+        scaled = size.scaled(height), size.scaled(width)
+        if scaled != (height, width):
             if images.device.type != "cpu":  # where PyTorch scales uint8 pictures, and fastest
                 images = images.float()
-            images = F.interpolate(images, (size.scaled, size.scaled), mode="bilinear", antialias=True)
-        edge = (size.scaled - size.cropped) // 2
-        return images[:, :, edge : edge + size.cropped, edge : edge + size.cropped]
+            images = F.interpolate(images, scaled, mode="bilinear", antialias=True)
+        top, left = size.edge(height), size.edge(width)
+        return images[:, :, top : top + size.cropped(height), left : left + size.cropped(width)]
 
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 pictures (B, 3, H, W) -> inputs float32 (B, 3, H, W); what is prepared already stays as it is."""
@@ -169,7 +177,20 @@ class BatchStream:
             flipped_first = torch.from_numpy(rng.random(count) < self.augmentation.flip)
             turn = (one_pass + torch.arange(len(order))) % 2 if copies > 1 else torch.tensor(one_pass % 2)
             draws = replace(draws, flip=flipped_first[order.cpu()] ^ turn.bool())
+        if draws is not None and self.sizes:
+            draws = _cut_where_resized(draws, of_pass(self.sizes, one_pass), height, width)
         return order, None if draws is None else draws.to(self.labels.device)
+
+
+def _cut_where_resized(draws: augment.Draws, size: Size, height: int, width: int) -> augment.Draws:
+    """The squares to cut out of pictures of `height` x `width`, at their places once pictures are resized."""
+    if draws.cut_y is None or draws.cut_x is None:
+        return draws
+    return replace(
+        draws,
+        cut_y=(draws.cut_y * size.scale).round().long() - size.edge(height),
+        cut_x=(draws.cut_x * size.scale).round().long() - size.edge(width),
+    )
 
 
 def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
