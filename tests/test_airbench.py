@@ -46,6 +46,7 @@ def test_the_fast_recipes_end_at_full_size_and_are_judged_with_views() -> None:
         assert (
             recipe.epochs > len(recipe.data.training_scales)
             and [1.0, *recipe.data.training_scales][-1] == 1.0
+            and [1.0, *recipe.data.training_crops][-1] == 1.0
         )
 
 
