@@ -400,8 +400,8 @@ class Finetune(Part):
 
     init_from: str | None = Field(
         default=None,
-        description="a run to begin with the weights of; layers of the head that do not fit, and the output where the"
-        " classes are others, begin anew",
+        description="a run to begin with the weights of, or shipped: those of the package; layers of the head that do"
+        " not fit, and the output where the classes are others, begin anew",
     )
     freeze: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
         default=(),
