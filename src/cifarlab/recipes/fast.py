@@ -25,7 +25,7 @@ AIRBENCH94 = Recipe(
 )
 
 # Pixels a side: twice 16, twice 20, once 24, then the middle 28 of 32 eight times, and all 32 at the end. An epoch of
-# 16 costs about a quarter of one of 32, and one of 28 two thirds.
+# 16 has a fifth of the multiplications of one of 32, and one of 28 three quarters.
 SCALES = (*[0.5] * 2, *[0.625] * 2, 0.75, 1.0)
 CROPS = (*[1.0] * 5, *[0.875] * 8, 1.0)
 
