@@ -113,7 +113,7 @@ def _there_and_back(layers: list[dict[str, Any]], frozen: set[str], once: set[st
 
 def _sizes(passes: Sequence[Size], epochs: int) -> list[Size]:
     """Of the training pictures in each epoch."""
-    return [of_pass(passes or (Size(),), epoch) for epoch in range(epochs)]
+    return [of_pass(passes, epoch) for epoch in range(epochs)]
 
 
 def _step_seconds(trial: Job, size: Size, measured_steps: int) -> float:

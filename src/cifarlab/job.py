@@ -313,7 +313,7 @@ def _check_class_weights(recipe: Recipe, classes: tuple[str, ...]) -> None:
 
 def _check_sizes(sizes: Sequence[Size], preparation: Preparation, model: nn.Module) -> None:
     example = next(model.parameters())
-    for size in dict.fromkeys(sizes):
+    for size in dict.fromkeys(size for size in sizes if size != Size()):
         height, width = size.cropped(preparation.height), size.cropped(preparation.width)
         try:
             with torch.no_grad():

@@ -79,8 +79,8 @@ class Size:
 
 
 def sizes_of_passes(scales: Sequence[float], crops: Sequence[float]) -> tuple[Size, ...]:
-    """Of a recipe's `data.training_scales` and `data.training_crops`; empty where both are."""
-    passes = range(max(len(scales), len(crops)))
+    """Of a recipe's `data.training_scales` and `data.training_crops`: one, as they are, where both are empty."""
+    passes = range(max(1, len(scales), len(crops)))
     return tuple(Size(of_pass(scales or (1.0,), each), of_pass(crops or (1.0,), each)) for each in passes)
 
 
@@ -105,7 +105,7 @@ class BatchStream:
             `prepared`.
         labels: int64 (N,), on the training device.
         sampling: "shuffled", or "balanced": the recipe's `data.sampling`.
-        sizes: of the pictures in each pass, the last for all that follow; empty: their own.
+        sizes: of the pictures in each pass, the last for all that follow.
     """
 
     images: Images
@@ -115,7 +115,7 @@ class BatchStream:
     augmentation: Augment
     preparation: Preparation
     prepared: bool = False
-    sizes: tuple[Size, ...] = ()
+    sizes: tuple[Size, ...] = (Size(),)
     sampling: str = "shuffled"
 
     @property
@@ -129,7 +129,7 @@ class BatchStream:
         size = self.batch_size * self.augmentation.copies
         while True:
             order, draws = self._plan(one_pass)
-            scaling = of_pass(self.sizes or (Size(),), one_pass)
+            scaling = of_pass(self.sizes, one_pass)
             for first in range(position * size, len(order), size):
                 last = min(first + size, len(order))
                 chosen = order[first:last]
@@ -177,7 +177,7 @@ class BatchStream:
             flipped_first = torch.from_numpy(rng.random(count) < self.augmentation.flip)
             turn = (one_pass + torch.arange(len(order))) % 2 if copies > 1 else torch.tensor(one_pass % 2)
             draws = replace(draws, flip=flipped_first[order.cpu()] ^ turn.bool())
-        if draws is not None and self.sizes:
+        if draws is not None:
             draws = _cut_where_resized(draws, of_pass(self.sizes, one_pass), height, width)
         return order, None if draws is None else draws.to(self.labels.device)
 

@@ -89,7 +89,6 @@ def _root(tree: Tree, homes: Set[str]) -> str:
         if len(inside) > 1 or only.lower() in SPLIT_NAMES or root + only in homes:
             return root
         root += f"{only}/"
-    return root
 
 
 def _split_folders(tree: Tree, root: str, homes: Set[str]) -> dict[str, SplitName]:
