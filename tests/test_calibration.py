@@ -192,6 +192,24 @@ def test_a_calibrated_run_predicts_with_its_temperature_and_warns_at_its_rate(ru
     assert [each.unlike_training for each in tempered] == unlike[:200].tolist()
 
 
+def test_mirror_images_have_their_say_where_they_were_looked_at(run: Run) -> None:
+    few(run, 3_000)
+    alone = calibrate(run)
+    tensors, header = run.load_logits("validation") or ({}, {})
+    plain = tensors["logits-best"]
+    views = torch.stack(
+        [2 * plain, *[100 * plain] * 4]
+    )  # mirrored: twice as sure; moved: not to be listened to
+    run.write_logits("validation", {**tensors, "views-best": views}, header)
+    run.replan(run.recipe.model_copy(update={"test_time_views": "mirror-shift"}))
+    found = calibrate(run)
+    labels = tensors["labels"].numpy()
+    both = np.concatenate([plain.numpy(), 2 * plain.numpy()])
+    assert found["temperature"] == fit_temperature(both, np.tile(labels, 2))
+    assert alone["temperature"] < found["temperature"] < 2 * alone["temperature"]
+    assert (found["n"], found["threshold"]) == (3_000, alone["threshold"])
+
+
 def test_the_commands_say_what_is_unlike_the_training_pictures(
     run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -15,9 +15,10 @@ from scipy.special import log_softmax, softmax
 from cifarlab import text
 from cifarlab.data import Source
 from cifarlab.errors import UserError
-from cifarlab.evaluation import evaluate, load_answers
+from cifarlab.evaluation import evaluate, load_views
 from cifarlab.familiarity import Rule, score, threshold_at
 from cifarlab.run import Run
+from cifarlab.tta import UNMOVED
 
 BINS = 15  # as in the paper
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures looked at
@@ -107,9 +108,10 @@ def calibrate(
     Both are written to the run's calibration.json, and prediction goes by them: {weights, weights_sha256, split, n,
     temperature, temperature_standard_error, expected_calibration_error: {before, after}, rule, threshold,
     false_alarms, problems}. They are of the weights that the recipe names; the stored answers are used where `evaluate`
-    has looked at validation before. Where the pictures are too few to fix one of the two, that is None and left out
-    of predictions; `problems` says so, a line each, and how many pictures it takes. `data` and `data_dir` as for
-    `evaluate`.
+    has looked at validation before; the temperature is fitted to the answers to mirror images too, where the recipe's
+    `test_time_views` have them: as many again, of pictures that are as likely. Where the pictures are too few to fix
+    one of the two, that is None and left out of predictions; `problems` says so, a line each, and how many pictures it
+    takes. `data` and `data_dir` as for `evaluate`.
 
     Raises:
         UserError: when the run has no validation pictures to choose by, or `false_alarms` is not between 0 and 1.
@@ -124,12 +126,13 @@ def calibrate(
         raise UserError(f"false alarms should be above 0 and below 1, {false_alarms:g} given")
     weights = run.default_weights
     evaluate(run, split="validation", data=data, data_dir=data_dir)
-    logits, labels = (tensor.numpy() for tensor in load_answers(run, "validation", weights))
+    views, labels = (tensor.numpy() for tensor in load_views(run, "validation", weights))
+    logits = views[0]
     if not np.isfinite(logits).all():
         raise UserError(
             f"{run.path}: the network's answers are not numbers: its weights are damaged or diverged"
         )
-    temperature, n = fit_temperature(logits, labels), len(labels)
+    temperature, n = fit_temperature(*_with_mirror_images(views, labels)), len(labels)
     error = None if temperature is None else temperature_standard_error(logits, temperature)
     found = {
         "weights": weights,
@@ -151,6 +154,12 @@ def calibrate(
     }
     run.set_calibration(found)
     return found
+
+
+def _with_mirror_images(views: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(views, N, classes) -> logits of pictures, and mirror images where there are any, and their labels."""
+    unmoved = views[: len(UNMOVED)]
+    return np.concatenate(unmoved), np.tile(labels, len(unmoved))
 
 
 def _temperature_problems(temperature: float | None, error: float | None, n: int) -> list[str]:

@@ -190,6 +190,14 @@ def load_answers(run: Run, split: str, weights: str) -> tuple[Tensor, Tensor]:
     return stored
 
 
+def load_views(run: Run, split: str, weights: str) -> tuple[Tensor, Tensor]:
+    """As `load_answers`, but logits (views, N, classes): to each view of the recipe's `test_time_views`, in order."""
+    views = len(RULES[run.recipe.test_time_views])
+    stored = _stored_logits(run, _opened_split(run, split), weights, views)  # type: ignore[arg-type]
+    assert stored is not None, "evaluate comes first"
+    return stored
+
+
 def stored_answers(run: Run, split: str, weights: str) -> tuple[Tensor, Tensor] | None:
     """As `load_answers`; None where `evaluate` has not judged these weights, as they are now, on the split."""
     stored = _stored_logits(run, _opened_split(run, split), weights, views=1)  # type: ignore[arg-type]
