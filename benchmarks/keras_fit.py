@@ -28,6 +28,7 @@ RESULTS = Path(__file__).parent / "results"
 NAME_OF = {"float32": "", "bfloat16": "_bfloat16"}  # in the record's file name
 PRECISIONS = tuple(NAME_OF)
 WARM_UP_EPOCHS = 1
+PROBED_STEPS = 10
 CIFAR10_TRAINING_IMAGES = 50_000
 NO_AUGMENTATION = {
     **{f"augment.{name}": 0.0 for name in ("shift", "rotation", "zoom", "flip")},
@@ -53,7 +54,10 @@ def cifarlab_worker(settings: dict[str, Any]) -> None:
 
     overrides = {"data.validation": "none", "epochs": 10_000, **settings["overrides"]}
     job = prepare(override(get_recipe(settings["recipe"]), overrides), settings["data"], settings["data_dir"])
-    images = min(job.n_train, job.steps_per_epoch * job.recipe.batch_size)
+    whole_batches = job.steps_per_epoch * job.recipe.batch_size
+    images = (
+        whole_batches if isinstance(job.recipe.data.steps_per_epoch, int) else min(job.n_train, whole_batches)
+    )
     with tempfile.TemporaryDirectory() as folder:
         events = fit(job, start(job, Path(folder) / "run"))
 
@@ -287,7 +291,10 @@ def take_turns(recipe: Any, model_file: Path, options: argparse.Namespace) -> di
     name = recipe.name
     precision: dict[str, Any] = {"device.precision": options.precision}
     plain = {"recipe": name, "data": options.data, "data_dir": options.data_dir}
-    plainly = NO_AUGMENTATION | precision | ({"data.steps_per_epoch": options.steps} if options.steps else {})
+    plainly = NO_AUGMENTATION | precision
+    steps = options.steps or steps_of_a_turn({**plain, "overrides": plainly}, recipe, options.turn_seconds)
+    if steps:
+        plainly = plainly | {"data.steps_per_epoch": steps}
     sides = {"cifarlab": Worker(sys.executable, "cifarlab", {**plain, "overrides": plainly})}
     if options.augmented and not recipe.augment.changes_nothing:
         sides["cifarlab, augmented"] = Worker(sys.executable, "cifarlab", {**plain, "overrides": precision})
@@ -313,6 +320,17 @@ def take_turns(recipe: Any, model_file: Path, options: argparse.Namespace) -> di
     for worker in sides.values():
         worker.close()
     return summary(name, rounds, shares, versions, recipe.batch_size)
+
+
+def steps_of_a_turn(settings: dict[str, Any], recipe: Any, seconds: float | None) -> int | None:
+    """As many as take about so long on our side: what an epoch costs beside its steps has to be small on both."""
+    if seconds is None:
+        return None
+    few = {**settings, "overrides": settings["overrides"] | {"data.steps_per_epoch": PROBED_STEPS}}
+    probe = Worker(sys.executable, "cifarlab", few)
+    steps_a_second = probe.ask()["images_per_second"] / recipe.batch_size
+    probe.close()
+    return max(PROBED_STEPS, round(seconds * steps_a_second))
 
 
 def speeds_text(one_round: dict[str, dict[str, float]]) -> str:
@@ -418,6 +436,11 @@ def parsed_options() -> argparse.Namespace:
         "--augmented", action="store_true", help="ours with the recipe's augmentation as well"
     )
     parser.add_argument("--steps", type=int, help="of an epoch, for both; default: all of the data")
+    parser.add_argument(
+        "--turn-seconds",
+        type=float,
+        help="of an epoch of ours, as many steps as that takes; beaten by --steps",
+    )
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument(
         "--data", default="demo", help="demo has 5,000 pictures an epoch; the shape is CIFAR-10's"
