@@ -47,6 +47,7 @@ def estimate(job: Job, measured_steps: int = 8) -> Estimate:
         trial, once_seconds = _through_frozen_layers(replace(job, model=copy.deepcopy(job.model)))
         trial = replace(
             trial,
+            stream=replace(trial.stream, difficulty=None),
             average=new_average(recipe, trial.model),
             optimizer=new_optimizer(recipe, trial.model, job.device),
         )

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifarlab import pretrained
 from cifarlab.data import Source, open_source
+from cifarlab.data.difficulty import Difficulty
 from cifarlab.data.loader import WEIGHTS, BatchStream, Images, Size, derived_seed, on_device, sizes_of_passes
 from cifarlab.data.mapped import Pictures, choose
 from cifarlab.data.splits import split_validation
@@ -218,6 +219,10 @@ def _stream(recipe: Recipe, images: Images, labels: Tensor, preparation: Prepara
         preparation=preparation,
         sizes=sizes_of_passes(recipe.data.training_scales, recipe.data.training_crops),
         sampling=recipe.data.sampling,
+        skips=recipe.data.training_skips,
+        difficulty=Difficulty.unknown(len(labels), labels.device)
+        if any(recipe.data.training_skips)
+        else None,
     )
 
 

@@ -121,7 +121,8 @@ def range_test(job: Job, *, low: float = 1e-6, high: float = 10.0, steps: int = 
 def _copy(job: Job) -> Job:
     model = copy.deepcopy(job.model)
     optimizer = new_optimizer(job.recipe, model, job.device)
-    return replace(job, model=model, average=new_average(job.recipe, model), optimizer=optimizer)
+    stream, average = replace(job.stream, difficulty=None), new_average(job.recipe, model)
+    return replace(job, model=model, stream=stream, average=average, optimizer=optimizer)
 
 
 def _measured(trial: Job, low: float, high: float, steps: int) -> Iterator[tuple[float, float]]:

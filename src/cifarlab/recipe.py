@@ -99,6 +99,12 @@ class Data(Part):
         description="height and width that are left of the scaled training pictures in each pass, their edges cut off"
         " after augmentation, as parts of theirs, the last for all that follow; empty: 1",
     )
+    training_skips: tuple[Annotated[float, Field(ge=0.0, le=0.5)], ...] = Field(
+        default=(),
+        description="part of the pictures that the passes over the data which begin in each epoch leave out: drawn at"
+        " random from the half with the lowest loss when trained on last; an epoch keeps its number of steps, so that"
+        " passes run ahead of epochs; the last for all that follow; empty: none",
+    )
     sampling: Literal["shuffled", "balanced"] = Field(
         default="shuffled",
         description="which training pictures a pass over the data takes: shuffled: each once; balanced: as many"

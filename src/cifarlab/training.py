@@ -2,6 +2,7 @@
 
 All randomness is a pure function of (seed, step), so that a resumed training needs no random state: initial weights,
 data order, augmentation and dropout each have a stream of seeds of their own (`cifarlab.data.loader.derived_seed`).
+Where easy pictures are left out, what each picture's loss was is saved with the weights.
 """
 
 import math
@@ -283,6 +284,8 @@ def train_step(job: Job, images: Tensor, labels: Tensor, step: int, rate: float)
     else:  # over the number of pictures, not the sum of their weights, so that every picture counts as its class does
         each = F.cross_entropy(logits, labels, label_smoothing=recipe.loss.label_smoothing, reduction="none")
         loss = (each * job.class_weights[labels]).mean()
+    if (difficulty := job.stream.difficulty) is not None:
+        difficulty.note(F.cross_entropy(logits.detach(), labels, reduction="none"))
     loss = loss + l2_penalty(job.model, recipe.regularization)
     job.optimizer.zero_grad(set_to_none=True)
     (loss * len(labels) if recipe.loss.reduction == "sum" else loss).backward()
@@ -393,6 +396,8 @@ def training_tensors(job: Job) -> dict[str, Tensor]:
     parts = {"model": job.model.state_dict(), "optimizer": state_tensors(job.optimizer)}
     if job.average is not None:
         parts["average"] = job.average.state_dict()
+    if job.stream.difficulty is not None:
+        parts["difficulty"] = job.stream.difficulty.state()
     return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
@@ -406,6 +411,8 @@ def _restore(job: Job, run: Run) -> State:
     job.model.load_state_dict(_part(tensors, "model"))
     if job.average is not None:
         job.average.load_state_dict(_part(tensors, "average"))
+    if job.stream.difficulty is not None:
+        job.stream.difficulty.load_state(_part(tensors, "difficulty"))
     load_state_tensors(job.optimizer, _part(tensors, "optimizer"))
     if state.rows and state.partial.images == 0:
         _publish(job, run, state.rows)

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cifarlab.data import augment
+from cifarlab.data.difficulty import Difficulty, without_easy
 from cifarlab.data.mapped import MappedPictures, Pictures
 from cifarlab.preparation import Preparation
 from cifarlab.recipe import Augment
 
-ORDER, AUGMENT, DROPOUT, WEIGHTS, FLIP = range(5)
+ORDER, AUGMENT, DROPOUT, WEIGHTS, FLIP, SKIP = range(6)
 
 
 def derived_seed(seed: int, stream: int, index: int) -> int:
@@ -105,7 +106,9 @@ class BatchStream:
             `prepared`.
         labels: int64 (N,), on the training device.
         sampling: "shuffled", or "balanced": the recipe's `data.sampling`.
-        sizes: of the pictures in each pass, the last for all that follow.
+        sizes: of the pictures in each nominal pass, as many batches as a whole one has; the last for all that follow.
+        skips: the part of the pictures that a pass which begins in each nominal pass leaves out: easy ones.
+        difficulty: what `skips` goes by, told by whoever trains: `difficulty.note`. None: nothing is left out.
     """
 
     images: Images
@@ -117,6 +120,8 @@ class BatchStream:
     prepared: bool = False
     sizes: tuple[Size, ...] = (Size(),)
     sampling: str = "shuffled"
+    skips: tuple[float, ...] = ()
+    difficulty: Difficulty | None = None
 
     @property
     def batches_per_pass(self) -> int:
@@ -124,26 +129,40 @@ class BatchStream:
 
     def from_step(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches from global step `step` on: prepared pictures float32 (B, 3, H, W), channels last in memory, and
-        labels int64 (B,)."""
-        one_pass, position = divmod(step, self.batches_per_pass)
+        labels int64 (B,). Where there is a `difficulty`, it has to be as it was at that step."""
+        one_pass, first_step = self._pass_at(step)
         size = self.batch_size * self.augmentation.copies
         while True:
-            order, draws = self._plan(one_pass)
-            scaling = of_pass(self.sizes, one_pass)
-            for first in range(position * size, len(order), size):
+            order, draws = self._plan(one_pass, first_step)
+            for first in range((step - first_step) * size, len(order), size):
+                scaling = of_pass(self.sizes, step // self.batches_per_pass)
                 last = min(first + size, len(order))
                 chosen = order[first:last]
                 images = self.images[chosen].permute(0, 3, 1, 2)
                 if isinstance(self.images, ImagesOnDisk):
                     self.images.expect(order[last : last + size])
                 batch_draws = None if draws is None else draws.slice(first, last)
+                _, _, height, width = images.shape
                 if batch_draws is not None:
                     images = augment.apply(images, batch_draws)
                 images = self.prepare(images if self.prepared else self._resized(images, scaling))
                 if batch_draws is not None:
-                    images = augment.cut_out(images, batch_draws, scaling.scaled(self.augmentation.cutout))
+                    cuts = _cut_where_resized(batch_draws, scaling, height, width)
+                    images = augment.cut_out(images, cuts, scaling.scaled(self.augmentation.cutout))
+                if self.difficulty is not None:
+                    self.difficulty.batch = chosen
                 yield images, self.labels[chosen]
-            one_pass, position = one_pass + 1, 0
+                step += 1
+            one_pass, first_step = one_pass + 1, step
+            if self.difficulty is not None:
+                self.difficulty.begin_pass(one_pass, first_step)
+
+    def _pass_at(self, step: int) -> tuple[int, int]:
+        """The pass that has the global step `step`, or ends just before it, and the step that it begins with."""
+        if self.difficulty is not None:
+            return self.difficulty.one_pass, self.difficulty.first_step
+        one_pass = step // self.batches_per_pass
+        return one_pass, one_pass * self.batches_per_pass
 
     def _resized(self, images: Tensor, size: Size) -> Tensor:
         _, _, height, width = images.shape
@@ -159,8 +178,9 @@ class BatchStream:
         """uint8 pictures (B, 3, H, W) -> inputs float32 (B, 3, H, W); what is prepared already stays as it is."""
         return images if self.prepared else self.preparation(images)
 
-    def _plan(self, one_pass: int) -> tuple[Tensor, augment.Draws | None]:
-        """The order of a pass, copies one after the other, and the augmentation of each, in that order."""
+    def _plan(self, one_pass: int, first_step: int) -> tuple[Tensor, augment.Draws | None]:
+        """The order of a pass that begins with step `first_step`, copies one after the other, and the augmentation of
+        each, in that order."""
         count, height, width, _ = self.images.shape
         copies = self.augmentation.copies
         rng = np.random.Generator(np.random.PCG64(derived_seed(self.seed, ORDER, one_pass)))
@@ -168,6 +188,7 @@ class BatchStream:
             pictures = balanced_order(self.labels.cpu().numpy(), rng)
         else:
             pictures = rng.permutation(count)
+        pictures = self._without_easy(pictures, one_pass, first_step)
         order = torch.from_numpy(pictures.repeat(copies)).to(self.labels.device)
         draws = augment.draw(
             self.augmentation, len(order), height, width, seed=derived_seed(self.seed, AUGMENT, one_pass)
@@ -177,9 +198,18 @@ class BatchStream:
             flipped_first = torch.from_numpy(rng.random(count) < self.augmentation.flip)
             turn = (one_pass + torch.arange(len(order))) % 2 if copies > 1 else torch.tensor(one_pass % 2)
             draws = replace(draws, flip=flipped_first[order.cpu()] ^ turn.bool())
-        if draws is not None:
-            draws = _cut_where_resized(draws, of_pass(self.sizes, one_pass), height, width)
         return order, None if draws is None else draws.to(self.labels.device)
+
+    def _without_easy(self, pictures: np.ndarray, one_pass: int, first_step: int) -> np.ndarray:
+        if self.difficulty is None:
+            return pictures
+        part = of_pass(self.skips, first_step // self.batches_per_pass)
+        if part == 0.0:
+            return pictures
+        rng = np.random.Generator(np.random.PCG64(derived_seed(self.seed, SKIP, one_pass)))
+        return without_easy(
+            pictures, self.difficulty.losses_at_pass.cpu().numpy(), part, self.batch_size, rng
+        )
 
 
 def _cut_where_resized(draws: augment.Draws, size: Size, height: int, width: int) -> augment.Draws:
