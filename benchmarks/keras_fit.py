@@ -328,8 +328,10 @@ def steps_of_a_turn(settings: dict[str, Any], recipe: Any, seconds: float | None
         return None
     few = {**settings, "overrides": settings["overrides"] | {"data.steps_per_epoch": PROBED_STEPS}}
     probe = Worker(sys.executable, "cifarlab", few)
-    steps_a_second = probe.ask()["images_per_second"] / recipe.batch_size
-    probe.close()
+    try:
+        steps_a_second = probe.ask()["images_per_second"] / recipe.batch_size
+    finally:
+        probe.close()
     return max(PROBED_STEPS, round(seconds * steps_a_second))
 
 
@@ -472,6 +474,7 @@ def main() -> None:
         "load_average_before": load_before,
         "load_average_after": os.getloadavg(),
         "data": options.data,
+        "turn_seconds": options.turn_seconds,
         "recipes": records,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)

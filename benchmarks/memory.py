@@ -32,7 +32,8 @@ def measured() -> list[str]:
 
 def train_a_little(name: str) -> int:
     """Peak resident bytes of this process after a short training."""
-    settings = {"epochs": EPOCHS, "data.steps_per_epoch": STEPS, "data.training_scales": []}
+    whole_pictures = {f"data.training_{name}": [] for name in ("scales", "crops", "skips")}
+    settings = {"epochs": EPOCHS, "data.steps_per_epoch": STEPS, **whole_pictures}
     with tempfile.TemporaryDirectory() as folder:
         train(name, out=Path(folder) / "run", overrides=settings)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

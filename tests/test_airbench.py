@@ -39,7 +39,7 @@ def test_the_network_is_as_large_as_published() -> None:
     )
 
 
-def test_the_fast_recipes_end_at_full_size_and_are_judged_with_views() -> None:
+def test_the_fast_recipes_end_with_whole_pictures_all_of_them_and_are_judged_with_views() -> None:
     for name in ("fast94", "fast95", "fast96"):
         recipe = get_recipe(name)
         assert recipe.test_time_views == "mirror-shift" and recipe.device.precision == "auto"
@@ -47,6 +47,7 @@ def test_the_fast_recipes_end_at_full_size_and_are_judged_with_views() -> None:
             recipe.epochs > len(recipe.data.training_scales)
             and [1.0, *recipe.data.training_scales][-1] == 1.0
             and [1.0, *recipe.data.training_crops][-1] == 1.0
+            and [0.0, *recipe.data.training_skips][-1] == 0.0
         )
 
 

@@ -72,7 +72,7 @@ def test_killed_twenty_times_it_ends_with_the_same_bytes(tmp_path: Path) -> None
         ["cifarlab.training", "torch.utils.tensorboard", "tests.tiny", "cifarlab.figures"]
     )
     chance = random.Random(0)
-    recipe = RECIPE.model_copy(update={"epochs": 24})
+    recipe = override(RECIPE, {"epochs": 24, "data.training_skips": [0.0, 0.3]})
 
     def life(target, *arguments) -> multiprocessing.process.BaseProcess:
         process = context.Process(target=target, args=(tmp_path / "killed", recipe, *arguments))

@@ -109,7 +109,8 @@ def calibrate(
     temperature, temperature_standard_error, expected_calibration_error: {before, after}, rule, threshold,
     false_alarms, problems}. They are of the weights that the recipe names; the stored answers are used where `evaluate`
     has looked at validation before; the temperature is fitted to the answers to mirror images too, where the recipe's
-    `test_time_views` have them: as many again, of pictures that are as likely. Where the pictures are too few to fix
+    `test_time_views` have them. Its standard error is told as of N pictures alone, as a network errs alike on a picture
+    and its mirror image. Where the pictures are too few to fix
     one of the two, that is None and left out of predictions; `problems` says so, a line each, and how many pictures it
     takes. `data` and `data_dir` as for `evaluate`.
 
@@ -132,7 +133,7 @@ def calibrate(
         raise UserError(
             f"{run.path}: the network's answers are not numbers: its weights are damaged or diverged"
         )
-    temperature, n = fit_temperature(*_with_mirror_images(views, labels)), len(labels)
+    temperature, n = fit_temperature(*with_mirror_images(views, labels)), len(labels)
     error = None if temperature is None else temperature_standard_error(logits, temperature)
     found = {
         "weights": weights,
@@ -156,8 +157,12 @@ def calibrate(
     return found
 
 
-def _with_mirror_images(views: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(views, N, classes) -> logits of pictures, and mirror images where there are any, and their labels."""
+def with_mirror_images(views: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a temperature is fitted to, of logits (views, N, classes), views as in `cifarlab.tta`, and labels int (N,).
+
+    Logits (M, classes) of the pictures and, where those were looked at, of their mirror images, and labels (M,). A
+    mirror image is as good a picture; the moved ones have made-up edges.
+    """
     unmoved = views[: len(UNMOVED)]
     return np.concatenate(unmoved), np.tile(labels, len(unmoved))
 

@@ -59,7 +59,9 @@ def estimate(job: Job, measured_steps: int = 8) -> Estimate:
     elapsed_seconds = once_seconds + steps_seconds + validation_seconds * recipe.epochs
     weights_bytes = sum(tensor.nbytes for tensor in job.weights.state_dict().values())
     kept = 2 if recipe.data.may_choose else 1  # last, and best where there is one
-    state_bytes = sum(tensor.nbytes for tensor in training_tensors(trial).values())
+    state_bytes = sum(
+        tensor.nbytes for tensor in training_tensors(replace(trial, stream=job.stream)).values()
+    )
     return Estimate(
         elapsed_seconds=elapsed_seconds,
         seconds_per_epoch=(elapsed_seconds - once_seconds) / recipe.epochs,

@@ -113,7 +113,7 @@ def sample(job: Job, count: int, pictures: int) -> tuple[Job, float]:
     *_, (features, _) = _computed(job, count, few, True)
     seconds = (time.perf_counter() - began) / len(few)
     labels = job.stream.labels[:pictures]
-    stream = replace(job.stream, images=few, labels=labels)
+    stream = replace(job.stream, images=few, labels=labels, difficulty=None)
     validation = None if job.validation is None else (few, labels)
     return _going_on_from(
         replace(job, stream=stream, validation=validation), count, features, features

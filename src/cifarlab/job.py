@@ -210,6 +210,7 @@ def _on_device(cut: _Labelled, device: torch.device) -> tuple[Images, Tensor]:
 
 
 def _stream(recipe: Recipe, images: Images, labels: Tensor, preparation: Preparation) -> BatchStream:
+    skips = recipe.data.training_skips
     return BatchStream(
         images=images,
         labels=labels,
@@ -219,10 +220,8 @@ def _stream(recipe: Recipe, images: Images, labels: Tensor, preparation: Prepara
         preparation=preparation,
         sizes=sizes_of_passes(recipe.data.training_scales, recipe.data.training_crops),
         sampling=recipe.data.sampling,
-        skips=recipe.data.training_skips,
-        difficulty=Difficulty.unknown(len(labels), labels.device)
-        if any(recipe.data.training_skips)
-        else None,
+        skips=skips,
+        difficulty=Difficulty.unknown(len(labels), labels.device) if any(skips) else None,
     )
 
 

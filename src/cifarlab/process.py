@@ -26,7 +26,7 @@ def prepare_environment() -> None:
 def keep_freed_memory() -> None:
     """Let malloc reuse the large blocks that every step frees, in place of giving them back and faulting them in again.
 
-    Without it a step of vgg3 takes 5,000 to 9,600 page faults. No block is mapped on its own, as glibc does above 32 MB
+    Without it a step of vgg3 takes 5,000 to 9,600 page faults. Above 32 MB glibc would map a block anew each time
     whatever its threshold: the large activations of fast94. Does nothing where malloc is not glibc's.
     """
     if not sys.platform.startswith("linux"):

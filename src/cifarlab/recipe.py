@@ -91,19 +91,21 @@ class Data(Part):
     )
     training_scales: tuple[Annotated[float, Field(gt=0.0, le=2.0)], ...] = Field(
         default=(),
-        description="height and width of the training pictures in each pass over the data, as parts of those that they"
-        " are judged at, the last for all that follow (progressive resizing); empty: 1",
+        description="height and width of the training pictures, as parts of those that they are judged at: one for"
+        " each pass over the data (for as many steps as a pass over all of it has), the last for all that follow"
+        " (progressive resizing); empty: 1",
     )
     training_crops: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = Field(
         default=(),
-        description="height and width that are left of the scaled training pictures in each pass, their edges cut off"
-        " after augmentation, as parts of theirs, the last for all that follow; empty: 1",
+        description="height and width that are left of the scaled training pictures, their edges cut off after"
+        " augmentation, as parts of theirs, counted like training_scales; empty: 1",
     )
     training_skips: tuple[Annotated[float, Field(ge=0.0, le=0.5)], ...] = Field(
         default=(),
-        description="part of the pictures that the passes over the data which begin in each epoch leave out: drawn at"
-        " random from the half with the lowest loss when trained on last; an epoch keeps its number of steps, so that"
-        " passes run ahead of epochs; the last for all that follow; empty: none",
+        description="part of the pictures that a pass over the data leaves out, counted like training_scales by the"
+        " step that the pass begins with: drawn at random from the half with the lowest loss when trained on last,"
+        " rounded to whole batches; an epoch keeps its number of steps, so that passes are shorter and there are more"
+        " of them; empty: none",
     )
     sampling: Literal["shuffled", "balanced"] = Field(
         default="shuffled",
@@ -129,6 +131,15 @@ class Data(Part):
     def fold_is_one_of_the_folds(self) -> "Data":
         if self.fold >= self.folds:
             raise ValueError(f"of {self.folds} folds there are 0 to {self.folds - 1}, fold {self.fold} given")
+        return self
+
+    @model_validator(mode="after")
+    def balance_is_kept(self) -> "Data":
+        if any(self.training_skips) and self.sampling == "balanced":
+            raise ValueError(
+                "data.training_skips would leave out the small classes that data.sampling=balanced repeats: give one of"
+                " the two"
+            )
         return self
 
     @property
@@ -157,7 +168,7 @@ class Augment(Part):
     )
     flip_rule: Literal["random", "alternating"] = Field(
         default="random",
-        description="alternating: drawn once for each picture and then toggled every epoch (arXiv 2404.00498)",
+        description="alternating: drawn once for each picture and then toggled in every pass (arXiv 2404.00498)",
     )
     cutout: Annotated[int, Field(ge=0, le=224)] = Field(
         default=0, description="pixels a side of a square set to the mean colour (arXiv 1708.04552)"

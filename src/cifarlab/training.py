@@ -2,7 +2,7 @@
 
 All randomness is a pure function of (seed, step), so that a resumed training needs no random state: initial weights,
 data order, augmentation and dropout each have a stream of seeds of their own (`cifarlab.data.loader.derived_seed`).
-Where easy pictures are left out, what each picture's loss was is saved with the weights.
+Where passes leave out easy pictures, the losses that say which are saved with the weights.
 """
 
 import math

@@ -1,10 +1,11 @@
 """How hard each training picture is, for passes over the data that leave out easy ones.
 
-A picture's loss comes from the step that trained on it last, and costs nothing more. That pictures are left out at
+A picture's loss comes from the step that trained on it last, and costs next to nothing. That pictures are left out at
 random, from the easier half, so that each comes back, is after InfoBatch (Z. Qin and others, arXiv 2303.04947), without
 its larger weights for those of them that stay.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +18,12 @@ class Difficulty:
     """What a training that resumes needs, beside (seed, step), to go on with the same pictures.
 
     Attributes:
-        losses: float32 (N,), on the training device: of each training picture when it was trained on last, natural
-            logarithm; infinite before.
+        losses: float32 (N,), on the training device: the cross-entropy of each training picture when it was trained on
+            last, natural logarithm, without smoothing or weights; infinite before.
         losses_at_pass: the same, when the pass in hand began: they say what it leaves out.
         one_pass: the number of that pass, from 0.
         first_step: the global step that it began with.
-        batch: int64, the pictures of the batch in hand.
+        batch: int64, the pictures of the batch in hand, each once.
     """
 
     losses: Tensor
@@ -33,7 +34,7 @@ class Difficulty:
 
     @classmethod
     def unknown(cls, pictures: int, device: torch.device) -> "Difficulty":
-        losses = torch.full((pictures,), torch.inf, device=device)
+        losses = torch.full((pictures,), torch.inf, dtype=torch.float32, device=device)
         return cls(losses, losses.clone())
 
     def begin_pass(self, one_pass: int, step: int) -> None:
@@ -41,9 +42,9 @@ class Difficulty:
         self.one_pass, self.first_step = one_pass, step
 
     def note(self, losses: Tensor) -> None:
-        """The losses (B,) of the batch in hand."""
+        """The losses of the batch in hand, in its order; of changed copies of a picture the mean."""
         assert self.batch is not None, "a batch comes first"
-        self.losses[self.batch] = losses
+        self.losses[self.batch] = losses.float().view(len(self.batch), -1).mean(1)
 
     def state(self) -> dict[str, Tensor]:
         place = torch.tensor([self.one_pass, self.first_step])
@@ -58,10 +59,16 @@ class Difficulty:
 def without_easy(
     pictures: np.ndarray, losses: np.ndarray, part: float, batch_size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """`pictures`, indices int64 (n,) in the order of a pass, without `part` of them, 0 to 0.5: drawn at random from the
-    half with the lowest of `losses` (N,). What stays makes whole batches, where that leaves any."""
-    kept = round((1 - part) * len(pictures))
-    kept = kept // batch_size * batch_size or kept
-    easier = np.argsort(losses[pictures], kind="stable")[: max(len(pictures) // 2, len(pictures) - kept)]
-    left_out = rng.permutation(easier)[: len(pictures) - kept]
-    return np.delete(pictures, left_out)
+    """`pictures`, indices int64 (n,) in the order of a pass, without about `part` of them, 0 to 0.5.
+
+    Those left out are drawn at random from the half with the lowest of `losses` (N,), as many as leave whole batches:
+    all pictures stay where that would save no batch.
+    """
+    n, half = len(pictures), len(pictures) // 2
+    kept = math.ceil((1 - part) * n / batch_size - 0.5) * batch_size
+    if kept < n - half:
+        kept += batch_size
+    if kept >= n:
+        return pictures
+    easier = np.argsort(losses[pictures], kind="stable")[:half]
+    return np.delete(pictures, rng.permutation(easier)[: n - kept])

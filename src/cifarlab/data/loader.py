@@ -1,4 +1,7 @@
-"""Batches of training pictures as a pure function of (seed, step): what resumes exactly needs no random state saved."""
+"""Batches of training pictures, a pure function of (seed, step): what resumes exactly needs no random state saved.
+
+Where passes leave out easy pictures, the batches follow from the losses in `Difficulty` too, and those are saved.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -97,7 +100,7 @@ def of_pass(values: Sequence[Value], one_pass: int) -> Value:
 class BatchStream:
     """An endless shuffled stream over the training pictures, cut into batches.
 
-    A pass over the pictures has ceil(n / batch_size) batches, the last of which may be short; a new order and new
+    A pass over all pictures has ceil(n / batch_size) batches, the last of which may be short; a new order and new
     augmentation are drawn for each pass. With `augmentation.copies` above 1 each picture stands that many times in
     its batch, changed in as many ways.
 
@@ -106,9 +109,10 @@ class BatchStream:
             `prepared`.
         labels: int64 (N,), on the training device.
         sampling: "shuffled", or "balanced": the recipe's `data.sampling`.
-        sizes: of the pictures in each nominal pass, as many batches as a whole one has; the last for all that follow.
-        skips: the part of the pictures that a pass which begins in each nominal pass leaves out: easy ones.
-        difficulty: what `skips` goes by, told by whoever trains: `difficulty.note`. None: nothing is left out.
+        sizes: of the pictures, one for every `batches_per_pass` steps, the last for all that follow.
+        skips: the part of the pictures, easy ones, that a pass leaves out, counted like `sizes` by its first step.
+        difficulty: what `skips` goes by. It changes as the stream goes on, and whoever trains on a batch tells it the
+            losses (`note`); a stream made by `replace` shares it. None: nothing is left out.
     """
 
     images: Images
@@ -125,12 +129,14 @@ class BatchStream:
 
     @property
     def batches_per_pass(self) -> int:
+        """Of a pass that leaves nothing out."""
         return math.ceil(len(self.labels) / self.batch_size)
 
     def from_step(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches from global step `step` on: prepared pictures float32 (B, 3, H, W), channels last in memory, and
         labels int64 (B,). Where there is a `difficulty`, it has to be as it was at that step."""
         one_pass, first_step = self._pass_at(step)
+        assert first_step <= step, "its difficulty is further on"
         size = self.batch_size * self.augmentation.copies
         while True:
             order, draws = self._plan(one_pass, first_step)
@@ -150,7 +156,7 @@ class BatchStream:
                     cuts = _cut_where_resized(batch_draws, scaling, height, width)
                     images = augment.cut_out(images, cuts, scaling.scaled(self.augmentation.cutout))
                 if self.difficulty is not None:
-                    self.difficulty.batch = chosen
+                    self.difficulty.batch = chosen[:: self.augmentation.copies]
                 yield images, self.labels[chosen]
                 step += 1
             one_pass, first_step = one_pass + 1, step

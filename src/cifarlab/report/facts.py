@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import dataclass
+from itertools import groupby
 from statistics import median
 from typing import Any
 
 from cifarlab import text
 from cifarlab.cost import training_operations
+from cifarlab.data.loader import sizes_of_passes
 from cifarlab.evaluation import Evaluation
 from cifarlab.models import describe_model
 from cifarlab.recipe import Recipe
@@ -84,6 +86,17 @@ def _notes(run: Run, evaluation: Evaluation) -> list[str]:
     return notes
 
 
+def _training_size(run: Run) -> str:
+    """The height of the training pictures, pass by pass."""
+    data, height = run.recipe.data, run.data["input_shape"][1]
+    heights = [size.cropped(height) for size in sizes_of_passes(data.training_scales, data.training_crops)]
+    stretches = [(each, len(list(passes))) for each, passes in groupby(heights)]
+    return (
+        ", ".join(f"{each} x {n}" if n > 1 else str(each) for each, n in stretches)
+        + " pixels high, pass by pass"
+    )
+
+
 def recipe_facts(run: Run) -> Facts:
     recipe = run.recipe
     facts = {
@@ -101,6 +114,11 @@ def recipe_facts(run: Run) -> Facts:
         "Epochs": f"{len(run.metrics):,} of {recipe.epochs:,}",
         "Seed": str(recipe.seed),
     }
+    if recipe.data.training_scales or recipe.data.training_crops:
+        facts["Training size"] = _training_size(run)
+    if any(recipe.data.training_skips):
+        most = text.percent(max(recipe.data.training_skips), 0)
+        facts["Left out"] = f"up to {most} of the pictures in a pass, easy ones"
     if recipe.data.sampling != "shuffled":
         facts["Sampling"] = recipe.data.sampling
     if recipe.loss.class_weights != "none":

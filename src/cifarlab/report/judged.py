@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cifarlab.calibration import with_mirror_images
 from cifarlab.data import Source
 from cifarlab.data.sources import DecodingProgress
 from cifarlab.environment import choose_device
@@ -18,6 +19,7 @@ from cifarlab.evaluation import (
     evaluate,
     judged_before,
     load_answers,
+    load_views,
     open_data,
     open_pictures,
 )
@@ -36,7 +38,8 @@ class Judged:
         labels: int64 (N,).
         images: uint8 (N, H, W, 3).
         source: the run's data, opened.
-        held_out: logits and labels of validation pictures that are apart from the test set, if there are any.
+        held_out: logits and labels that a temperature is fitted to: of validation pictures that are apart from the test
+            set, if there are any.
         model: in evaluation mode, on the device it works on.
     """
 
@@ -122,7 +125,8 @@ def _judge(
     held_out = None
     if run.recipe.data.validation not in ("none", "test"):
         evaluate(run, split="validation", weights=evaluation.weights, data=source)
-        held_out = _as_arrays(run, "validation", evaluation.weights)
+        views, told = load_views(run, "validation", evaluation.weights)
+        held_out = with_mirror_images(views.double().numpy(), told.numpy())
     device = choose_device(run.recipe.device.model_copy(update={"name": "auto"}))
     return Judged(
         name=name,
