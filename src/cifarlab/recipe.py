@@ -137,8 +137,8 @@ class Data(Part):
     def balance_is_kept(self) -> "Data":
         if any(self.training_skips) and self.sampling == "balanced":
             raise ValueError(
-                "data.training_skips would leave out the small classes that data.sampling=balanced repeats: give one of"
-                " the two"
+                "data.training_skips would leave out the small classes that data.sampling=balanced repeats: give"
+                " data.training_skips=[] with it"
             )
         return self
 
