@@ -210,7 +210,10 @@ def test_an_estimate_leaves_no_trace_in_what_is_known() -> None:
         ({"data.training_skips": [0.6]}, r"data\.training_skips"),
         ({"data.training_skips": 0.2}, r"data\.training_skips"),
         ({"data.training_skips": ["a lot"]}, r"data\.training_skips"),
-        ({"data.training_skips": [0.2], "data.sampling": "balanced"}, r"give data.training_skips=\[\] with it"),
+        (
+            {"data.training_skips": [0.2], "data.sampling": "balanced"},
+            r"give data.training_skips=\[\] with it",
+        ),
     ],
     ids=str,
 )
