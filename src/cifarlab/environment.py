@@ -14,6 +14,7 @@ from cifarlab.errors import UserError
 from cifarlab.process import available_cores
 from cifarlab.recipe import Device
 from cifarlab.text import without_password
+from cifarlab.winograd import kernels_here
 
 PACKAGES = ("cifarlab", "torch", "numpy", "safetensors", "pydantic", "pillow")
 
@@ -87,6 +88,7 @@ def describe_environment(settings: Device, device: torch.device) -> dict[str, An
         "device": device.type,
         "device_name": torch.cuda.get_device_name() if device.type == "cuda" else _processor_name(),
         "precision": choose_precision(settings, device),
+        "winograd": list(kernels_here()) if settings.winograd and device.type == "cpu" else [],
         "command": [without_password(word) for word in sys.argv],
     }
 

@@ -462,6 +462,10 @@ class Device(Part):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None, description="CPU threads; none: all cores"
     )
+    winograd: bool = Field(
+        default=True,
+        description="on CPU, 3x3 convolutions of training with fewer multiplications, where that is faster",
+    )
 
 
 OWN_SIZE = 32  # pixels a side: of CIFAR-10, and of picture files where `input.size` is none

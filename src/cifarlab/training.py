@@ -35,6 +35,7 @@ from cifarlab.run import Partial, Row, Run, State, best_epoch, check_out, stoppe
 from cifarlab.schedule import learning_rate_factor
 from cifarlab.text import command
 from cifarlab.transfer import freeze_for_epoch
+from cifarlab.winograd import winograd_convolutions
 from cifarlab.writers import Writers, check_writers, open_writers
 
 REPORT_SECONDS = 0.2  # between two reports of steps; also how often the loss is looked at
@@ -276,7 +277,7 @@ def train_step(job: Job, images: Tensor, labels: Tensor, step: int, rate: float)
     recipe = job.recipe
     torch.manual_seed(derived_seed(recipe.seed, DROPOUT, step))
     set_learning_rate(job.optimizer, recipe.optimizer, rate, step)
-    with autocast(job):
+    with autocast(job), winograd_convolutions(job.device, wanted=recipe.device.winograd):
         logits = job.network(images)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # up from bfloat16, never down
     if job.class_weights is None:

@@ -1,0 +1,70 @@
+"""Compiles src/cifarlab/winograd/winograd.c when the package is installed, once for each kind of processor.
+
+The compiler is Zig's, which pip brings: a bare machine has none. Where it cannot (another system, no Zig), the package
+is installed without, and PyTorch's convolutions are used.
+"""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+FOLDER = Path(__file__).parent / "src/cifarlab/winograd"
+AVX512 = ("-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-DLANES=16")
+KERNELS = {
+    "avx2": ("-mfma", "-mavx2", "-DLANES=8", "-DBF16=0"),
+    "avx512": (*AVX512, "-DBF16=0"),
+    "avx512_bf16": (*AVX512, "-mavx512bf16", "-DBF16=1"),
+}
+# An old glibc, so that a wheel runs on other machines too. Zig adds checks for undefined behaviour unless told not to.
+COMMON = (
+    "-target",
+    "x86_64-linux-gnu.2.17",
+    "-std=c11",
+    "-O3",
+    "-fno-sanitize=undefined",
+    "-fPIC",
+    "-shared",
+    "-Wall",
+)
+
+
+class CompileKernels(BuildHookInterface):
+    def initialize(self, version: str, build_data: dict[str, object]) -> None:
+        if self.target_name != "wheel" or not compile_kernels():
+            return
+        build_data["artifacts"] = ["src/cifarlab/winograd/*.so"]
+        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+
+
+def compile_kernels() -> bool:
+    """Write the libraries beside their source; False, with a line on standard error, if they could not be."""
+    if sysconfig.get_platform() != "linux-x86_64":
+        return False
+    try:
+        with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+            for name, flags in KERNELS.items():
+                _compile(Path(folder), name, flags)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(
+            f"cifarlab: installed without its own convolutions, trainings are slower: {error}",
+            file=sys.stderr,
+        )
+        return False
+    return True
+
+
+def _compile(folder: Path, name: str, flags: tuple[str, ...]) -> None:
+    built = folder / f"{name}.so"
+    command = [sys.executable, "-m", "ziglang", "cc", *COMMON, *flags, FOLDER / "winograd.c", "-o", built]
+    caches = {"ZIG_GLOBAL_CACHE_DIR": str(folder), "ZIG_LOCAL_CACHE_DIR": str(folder)}
+    subprocess.run(command, check=True, env=os.environ | caches)
+    built.replace(FOLDER / built.name)
+
+
+if __name__ == "__main__":
+    sys.exit(not compile_kernels())

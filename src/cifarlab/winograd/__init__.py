@@ -1,0 +1,277 @@
+"""3x3 convolutions of a training on CPU with fewer multiplications than PyTorch's: Winograd's F(2x2, 3x3).
+
+A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016). The kernels are in winograd.c,
+which hatch_build.py compiles where it can; without them, and wherever they would not be faster, PyTorch's are used.
+"""
+
+import ctypes
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
+
+GROUP = 8  # channels come in whole ones, and at most so many: see winograd.c
+MOST_CHANNELS = 2048
+LEAST_SAVING = 1.2  # multiplications of PyTorch's convolution over ours, below which the transforms cost more
+WEIGHT_TRANSFORM = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])  # G
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Compiled for one type of pictures and one kind of processor."""
+
+    name: str
+    dtype: torch.dtype
+    panel: int  # output channels that one product computes
+    instructions: frozenset[str]  # as /proc/cpuinfo names them
+
+
+AVX512 = frozenset({"fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"})
+KERNELS = (  # the first that the processor has is taken
+    Kernels("avx512_bf16", torch.bfloat16, 32, AVX512 | {"avx512_bf16"}),
+    Kernels("avx512", torch.float32, 32, AVX512),
+    Kernels("avx2", torch.float32, 16, frozenset({"fma", "avx2"})),
+)
+
+
+def winograd_convolutions(device: torch.device, *, wanted: bool = True) -> AbstractContextManager[Any]:
+    """Within it, convolutions on `device` that gain by Winograd's method are computed by it, and so are gradients."""
+    return _Convolutions() if wanted and device.type == "cpu" and kernels_here() else nullcontext()
+
+
+def kernels_here() -> tuple[str, ...]:
+    """The names of the kernels that this machine's processor runs, and that were compiled; () if none."""
+    return tuple(kernels.name for kernels in _chosen().values())
+
+
+@cache
+def _chosen() -> dict[torch.dtype, Kernels]:
+    if not sys.platform.startswith("linux") or _parallel_region() is None:
+        return {}
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    has = set(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())
+    chosen: dict[torch.dtype, Kernels] = {}
+    for kernels in KERNELS:
+        if kernels.instructions <= has and _library_file(kernels).exists():
+            chosen.setdefault(kernels.dtype, kernels)
+    return chosen
+
+
+def _library_file(kernels: Kernels) -> Path:
+    return Path(__file__).with_name(f"{kernels.name}.so")
+
+
+@cache
+def _library(kernels: Kernels) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(_library_file(kernels)))
+    pointer, sizes = ctypes.c_void_p, [ctypes.c_long] * 5
+    library.convolve.argtypes = [pointer, ctypes.c_uint, *[pointer] * 6, *sizes]
+    library.weight_gradient.argtypes = [pointer, ctypes.c_uint, *[pointer] * 4, *sizes]
+    library.convolve.restype = library.weight_gradient.restype = None
+    return library
+
+
+@cache
+def _parallel_region() -> int | None:
+    """The address of GOMP_parallel in the OpenMP library of PyTorch: two pools of threads would fight for cores."""
+    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if ".so" in line}
+    for path in sorted(path for path in loaded if Path(path).name.startswith(("libgomp", "libiomp5"))):
+        region = getattr(ctypes.CDLL(path), "GOMP_parallel", None)
+        if region is not None:
+            return ctypes.cast(region, ctypes.c_void_p).value
+    return None
+
+
+def convolve_then_pool(images: Tensor, convolution: nn.Conv2d, pool: nn.MaxPool2d) -> Tensor:
+    """pool(convolution(images)): one operation within `winograd_convolutions`.
+
+    The convolution is 3x3 with a padding of 1, the pool 2x2.
+    """
+    if has_torch_function_unary(images):
+        return handle_torch_function(convolve_then_pool, (images,), images, convolution, pool)
+    return pool(convolution(images))
+
+
+class _Convolutions(TorchFunctionMode):
+    """Takes over those calls of `conv2d` and `convolve_then_pool` that gain."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is torch.conv2d and not kwargs and _suits(*args):
+            images, weight, bias = args[:3]
+            return _Convolution.apply(images.to(_dtype(images)), weight, bias)
+        if func is convolve_then_pool:
+            images, convolution, _ = args
+            if _suits(images, convolution.weight, convolution.bias, 1, 1):
+                return _PooledConvolution.apply(
+                    images.to(_dtype(images)), convolution.weight, convolution.bias
+                )
+        return func(*args, **kwargs or {})
+
+
+def _suits(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> bool:
+    filters, channels, *size = weight.shape
+    return (
+        [*size, *_both(stride), *_both(padding), *_both(dilation), groups] == [3, 3, 1, 1, 1, 1, 1, 1, 1]
+        and images.ndim == 4
+        and channels % GROUP == filters % GROUP == 0
+        and max(channels, filters) <= MOST_CHANNELS
+        and _dtype(images) in _chosen()
+        and images.is_contiguous(memory_format=torch.channels_last)
+        and saving(*images.shape[2:]) >= LEAST_SAVING
+    )
+
+
+def _both(value: Any) -> tuple[Any, ...]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _dtype(images: Tensor) -> torch.dtype:
+    """What a convolution would compute in."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
+
+
+def saving(height: int, width: int) -> float:
+    """Multiplications of a 3x3 convolution of a picture, but for those with zeros around it, over ours.
+
+    From 2.25 for large pictures down to 0.77 for one of 3x3 pixels, whose tiles reach beyond it.
+    """
+    plain = (3 * height - 2) * (3 * width - 2)
+    return plain / (16 * -(-height // 2) * -(-width // 2))
+
+
+class _Convolution(torch.autograd.Function):
+    """conv2d with a padding of 1, of (N, C, H, W) in channels_last."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(images, weight)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return _convolve(images, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, gradient)
+
+
+class _PooledConvolution(torch.autograd.Function):
+    """The same and then max_pool2d by 2x2. Of four equal ones the gradient goes to the first, as in PyTorch."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        n, _, height, width = images.shape
+        largest = _empty((n, len(weight), height // 2, width // 2), torch.uint8)
+        ctx.save_for_backward(images, weight, largest)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return _convolve(images, weight, bias, output_largest=largest)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, gradient)
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Of images, weight and bias."""
+    images, weight, *largest = ctx.saved_tensors
+    wants_images, wants_weight, wants_bias = ctx.needs_input_grad
+    gradient = gradient.contiguous(memory_format=torch.channels_last)
+    size = tuple(images.shape[2:])
+    turned = weight.flip(2, 3).transpose(0, 1)
+    return (
+        _convolve(gradient, turned, None, size, *largest) if wants_images else None,
+        _weight_gradient(images, gradient, *largest).to(weight.dtype) if wants_weight else None,
+        gradient.sum((0, 2, 3), dtype=ctx.bias_dtype) if wants_bias else None,
+    )
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+
+
+def _convolve(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    size: tuple[int, int] | None = None,
+    largest: Tensor | None = None,
+    output_largest: Tensor | None = None,
+) -> Tensor:
+    """Convolve `images`, or what was pooled to them, of `size` before that.
+
+    `largest`, uint8 (N, C, H, W), says which of the four pixels each of `images` was; into `output_largest` goes the
+    same of the output, which is pooled then.
+    """
+    n, channels = images.shape[:2]
+    height, width = size or images.shape[2:]
+    filters = len(weight)
+    kernels = _chosen()[images.dtype]
+    points = _point_weights(weight, kernels)
+    if bias is not None:
+        bias = F.pad(bias.detach().float(), (0, -filters % kernels.panel))
+    output = _empty(
+        (n, filters, height, width) if output_largest is None else tuple(output_largest.shape), images.dtype
+    )
+    _library(kernels).convolve(
+        _parallel_region(),
+        torch.get_num_threads(),
+        *map(_address, (images, largest, points, bias, output, output_largest)),
+        *(n, height, width, channels, filters),
+    )
+    return output
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _point_weights(weight: Tensor, kernels: Kernels) -> Tensor:
+    """G g G^T, as winograd.c wants it: [panel][point][channel][filter of the panel], pairs of bfloat16 as one word."""
+    filters, channels = weight.shape[:2]
+    transform = torch.kron(WEIGHT_TRANSFORM, WEIGHT_TRANSFORM)  # (16, 9)
+    points = transform @ weight.detach().float().permute(2, 3, 1, 0).reshape(9, -1)
+    points = F.pad(points.view(16, channels, filters), (0, -filters % kernels.panel)).to(kernels.dtype)
+    per_word = 4 // kernels.dtype.itemsize
+    words = points.view(16, channels // per_word, per_word, -1, kernels.panel)
+    return words.permute(3, 0, 1, 4, 2).contiguous()
+
+
+def _weight_gradient(images: Tensor, gradient: Tensor, largest: Tensor | None = None) -> Tensor:
+    """float32 (filters, channels, 3, 3), of a `gradient` that is pooled where `largest` is given."""
+    n, channels, height, width = images.shape
+    filters = gradient.shape[1]
+    kernels, threads = _chosen()[images.dtype], torch.get_num_threads()
+    sums = torch.empty(threads, 16, -(-filters // kernels.panel), channels // GROUP, GROUP, kernels.panel)
+    _library(kernels).weight_gradient(
+        _parallel_region(),
+        threads,
+        *map(_address, (images, gradient, largest, sums)),
+        *(n, height, width, channels, filters),
+    )
+    points = sums.sum(0).permute(0, 2, 3, 1, 4).reshape(16, -1)
+    transform = torch.kron(WEIGHT_TRANSFORM, WEIGHT_TRANSFORM)
+    weights = (transform.T @ points).view(3, 3, channels, -1)[..., :filters]
+    return weights.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
