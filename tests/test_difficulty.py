@@ -42,7 +42,7 @@ def test_what_is_left_out_is_of_the_easier_half(n: int, part: float, batch_size:
 @pytest.mark.parametrize(
     ("n", "part", "kept"),
     [
-        (50_000, 0.25, 37_000),  # fast94: as near to 37,500 with fewer steps
+        (50_000, 0.25, 37_000),  # as near to 37,500 with fewer steps
         (5_000, 0.25, 4_000),
         (2_600, 0.25, 2_000),
         (2_100, 0.5, 2_000),  # no more than the easier half goes

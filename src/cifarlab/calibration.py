@@ -110,9 +110,9 @@ def calibrate(
     false_alarms, problems}. They are of the weights that the recipe names; the stored answers are used where `evaluate`
     has looked at validation before; the temperature is fitted to the answers to mirror images too, where the recipe's
     `test_time_views` have them. Its standard error is told as of N pictures alone, as a network errs alike on a picture
-    and its mirror image. Where the pictures are too few to fix
-    one of the two, that is None and left out of predictions; `problems` says so, a line each, and how many pictures it
-    takes. `data` and `data_dir` as for `evaluate`.
+    and its mirror image. Where the pictures are too few to fix one of the two, that is None and left out of
+    predictions; `problems` says so, a line each, and how many pictures it takes. `data` and `data_dir` as for
+    `evaluate`.
 
     Raises:
         UserError: when the run has no validation pictures to choose by, or `false_alarms` is not between 0 and 1.
