@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cifarlab.winograd import convolve_then_pool
+
 
 class Flatten(nn.Module):
     """(N, C, H, W) -> (N, H * W * C): Keras flattens height, width, channels in that order.
@@ -51,6 +53,24 @@ def _random_bits(count: int) -> Tensor:
     seed = int(torch.randint(2**62, ()).item())
     words = np.random.SFC64(seed).random_raw(-(-count // 4))
     return torch.from_numpy(words.view(np.int16))[:count]
+
+
+class LayerSequence(nn.Sequential):
+    """nn.Sequential, with a convolution and the 2x2 pool after it as one operation."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        layers = list(self)
+        while layers:
+            layer = layers.pop(0)
+            if type(layer) is nn.Conv2d and layers and _is_pool_of_four(layers[0]):
+                input = convolve_then_pool(input, layer, layers.pop(0))  # type: ignore[arg-type]
+            else:
+                input = layer(input)
+        return input
+
+
+def _is_pool_of_four(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.MaxPool2d) and layer.kernel_size == layer.stride == 2 and layer.padding == 0
 
 
 class SameConv2d(nn.Conv2d):

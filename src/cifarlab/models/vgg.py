@@ -5,7 +5,14 @@ from collections import OrderedDict
 from torch import nn
 
 from cifarlab.errors import UserError
-from cifarlab.models.layers import Dropout, Flatten, keras_batch_norm, keras_convolution, keras_initialise
+from cifarlab.models.layers import (
+    Dropout,
+    Flatten,
+    LayerSequence,
+    keras_batch_norm,
+    keras_convolution,
+    keras_initialise,
+)
 from cifarlab.models.specs import VGG
 
 Layers = OrderedDict[str, nn.Module]
@@ -41,7 +48,7 @@ def build_vgg(spec: VGG, classes: int, input_shape: tuple[int, int, int]) -> nn.
     for name, layer in layers.items():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             keras_initialise(layer, kind="glorot_uniform" if name == "output" else spec.initializer)
-    return nn.Sequential(layers)
+    return LayerSequence(layers)
 
 
 def _add_block(layers: Layers, spec: VGG, block: int, channels: int, filters: int) -> None:

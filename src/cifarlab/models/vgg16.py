@@ -5,7 +5,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from cifarlab.errors import UserError
-from cifarlab.models.layers import Dropout, Flatten, keras_initialise
+from cifarlab.models.layers import Dropout, Flatten, LayerSequence, keras_initialise
 from cifarlab.models.specs import VGG16
 
 BLOCKS = (
@@ -69,7 +69,7 @@ def build_vgg16(spec: VGG16, classes: int, input_shape: tuple[int, int, int]) ->
     for layer in layers.values():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             keras_initialise(layer, kind="glorot_uniform")
-    return nn.Sequential(layers)
+    return LayerSequence(layers)
 
 
 def base_of(model: nn.Sequential) -> nn.Sequential:

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_
 
 GROUP = 8  # channels come in whole ones, and at most so many: see winograd.c
 MOST_CHANNELS = 2048
+CONV2D_ARGUMENTS = ("weight", "bias", "stride", "padding", "dilation", "groups")  # after the pictures
 LEAST_SAVING = 1.2  # multiplications of PyTorch's convolution over ours, below which the transforms cost more
 WEIGHT_TRANSFORM = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])  # G
 
@@ -73,7 +74,7 @@ def _library_file(kernels: Kernels) -> Path:
 @cache
 def _library(kernels: Kernels) -> ctypes.CDLL:
     library = ctypes.CDLL(str(_library_file(kernels)))
-    pointer, sizes = ctypes.c_void_p, [ctypes.c_long] * 5
+    pointer, sizes = ctypes.c_void_p, [ctypes.c_long] * 6
     library.convolve.argtypes = [pointer, ctypes.c_uint, *[pointer] * 6, *sizes]
     library.weight_gradient.argtypes = [pointer, ctypes.c_uint, *[pointer] * 4, *sizes]
     library.convolve.restype = library.weight_gradient.restype = None
@@ -91,14 +92,11 @@ def _parallel_region() -> int | None:
     return None
 
 
-def convolve_then_pool(images: Tensor, convolution: nn.Conv2d, pool: nn.MaxPool2d) -> Tensor:
-    """pool(convolution(images)): one operation within `winograd_convolutions`.
-
-    The convolution is 3x3 with a padding of 1, the pool 2x2.
-    """
+def convolve_then_pool(images: Tensor, layer: nn.Conv2d, pool: nn.MaxPool2d) -> Tensor:
+    """pool(layer(images)), with a pool of 2x2: one operation within `winograd_convolutions`."""
     if has_torch_function_unary(images):
-        return handle_torch_function(convolve_then_pool, (images,), images, convolution, pool)
-    return pool(convolution(images))
+        return handle_torch_function(convolve_then_pool, (images,), images, layer, pool)
+    return pool(layer(images))
 
 
 class _Convolutions(TorchFunctionMode):
@@ -111,36 +109,39 @@ class _Convolutions(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is torch.conv2d and not kwargs and _suits(*args):
-            images, weight, bias = args[:3]
-            return _Convolution.apply(images.to(_dtype(images)), weight, bias)
-        if func is convolve_then_pool:
-            images, convolution, _ = args
-            if _suits(images, convolution.weight, convolution.bias, 1, 1):
-                return _PooledConvolution.apply(
-                    images.to(_dtype(images)), convolution.weight, convolution.bias
-                )
-        return func(*args, **kwargs or {})
+        convolution: Sequence[Any] = ()
+        if func is torch.conv2d and len(args) == 7:  # as nn.Conv2d calls it
+            convolution = args
+        elif func is convolve_then_pool:
+            images, layer, _ = args
+            convolution = [images, *(getattr(layer, name) for name in CONV2D_ARGUMENTS)]
+        if not convolution or not _suits(*convolution):
+            return func(*args, **kwargs or {})
+        images, weight, bias, _, padding = convolution[:5]
+        images = images.to(_dtype(images))
+        return _Convolution.apply(images, weight, bias, _both(padding)[0], func is convolve_then_pool)
 
 
 def _suits(
     images: Tensor,
     weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
 ) -> bool:
     filters, channels, *size = weight.shape
     return (
-        [*size, *_both(stride), *_both(padding), *_both(dilation), groups] == [3, 3, 1, 1, 1, 1, 1, 1, 1]
+        [*size, *_both(stride), *_both(dilation), groups] == [3, 3, 1, 1, 1, 1, 1]
+        and _both(padding) in ((0, 0), (1, 1))
         and images.ndim == 4
         and channels % GROUP == filters % GROUP == 0
         and max(channels, filters) <= MOST_CHANNELS
         and _dtype(images) in _chosen()
         and images.is_contiguous(memory_format=torch.channels_last)
-        and saving(*images.shape[2:]) >= LEAST_SAVING
+        and min(images.shape[2:]) >= 3
+        and saving(*images.shape[2:], padding=_both(padding)[0]) >= LEAST_SAVING
     )
 
 
@@ -153,59 +154,53 @@ def _dtype(images: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
 
 
-def saving(height: int, width: int) -> float:
+def saving(height: int, width: int, padding: int = 1) -> float:
     """Multiplications of a 3x3 convolution of a picture, but for those with zeros around it, over ours.
 
-    From 2.25 for large pictures down to 0.77 for one of 3x3 pixels, whose tiles reach beyond it.
+    From 2.25 for large pictures down to 0.77 for a padded one of 3x3 pixels, whose tiles reach beyond it.
     """
-    plain = (3 * height - 2) * (3 * width - 2)
-    return plain / (16 * -(-height // 2) * -(-width // 2))
+    plain = tiles = 1
+    for side in (height + 2 * padding - 2, width + 2 * padding - 2):
+        plain *= 3 * side - 2 * padding
+        tiles *= -(-side // 2)
+    return plain / (16 * tiles)
 
 
 class _Convolution(torch.autograd.Function):
-    """conv2d with a padding of 1, of (N, C, H, W) in channels_last."""
+    """conv2d of (N, C, H, W) in channels_last; and max_pool2d by 2x2, if `pooled`.
+
+    Of four equal outputs the first one gets the gradient, as in PyTorch.
+    """
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(images, weight)
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        return _convolve(images, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, gradient)
-
-
-class _PooledConvolution(torch.autograd.Function):
-    """The same and then max_pool2d by 2x2. Of four equal ones the gradient goes to the first, as in PyTorch."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        n, _, height, width = images.shape
-        largest = _empty((n, len(weight), height // 2, width // 2), torch.uint8)
+    def forward(
+        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, padding: int, pooled: bool
+    ) -> Tensor:
+        n, _, *size = images.shape
+        height, width = (side + 2 * padding - 2 for side in size)
+        largest = _empty((n, len(weight), height // 2, width // 2), torch.uint8) if pooled else None
         ctx.save_for_backward(images, weight, largest)
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        return _convolve(images, weight, bias, output_largest=largest)
+        ctx.padding, ctx.size, ctx.bias_dtype = padding, (height, width), None if bias is None else bias.dtype
+        return _convolve(images, weight, bias, output_largest=largest, padding=padding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, gradient)
-
-
-def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """Of images, weight and bias."""
-    images, weight, *largest = ctx.saved_tensors
-    wants_images, wants_weight, wants_bias = ctx.needs_input_grad
-    gradient = gradient.contiguous(memory_format=torch.channels_last)
-    size = tuple(images.shape[2:])
-    turned = weight.flip(2, 3).transpose(0, 1)
-    return (
-        _convolve(gradient, turned, None, size, *largest) if wants_images else None,
-        _weight_gradient(images, gradient, *largest).to(weight.dtype) if wants_weight else None,
-        gradient.sum((0, 2, 3), dtype=ctx.bias_dtype) if wants_bias else None,
-    )
+        images, weight, largest = ctx.saved_tensors
+        wants_images, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        turned = weight.flip(2, 3).transpose(0, 1)
+        return (
+            _convolve(gradient, turned, None, ctx.size, largest, padding=2 - ctx.padding)
+            if wants_images
+            else None,
+            _weight_gradient(images, gradient, largest, ctx.padding).to(weight.dtype)
+            if wants_weight
+            else None,
+            gradient.sum((0, 2, 3), dtype=ctx.bias_dtype) if wants_bias else None,
+            None,
+            None,
+        )
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -219,6 +214,8 @@ def _convolve(
     size: tuple[int, int] | None = None,
     largest: Tensor | None = None,
     output_largest: Tensor | None = None,
+    *,
+    padding: int,
 ) -> Tensor:
     """Convolve `images`, or what was pooled to them, of `size` before that.
 
@@ -232,14 +229,13 @@ def _convolve(
     points = _point_weights(weight, kernels)
     if bias is not None:
         bias = F.pad(bias.detach().float(), (0, -filters % kernels.panel))
-    output = _empty(
-        (n, filters, height, width) if output_largest is None else tuple(output_largest.shape), images.dtype
-    )
+    whole = (n, filters, height + 2 * padding - 2, width + 2 * padding - 2)
+    output = _empty(whole if output_largest is None else tuple(output_largest.shape), images.dtype)
     _library(kernels).convolve(
         _parallel_region(),
         torch.get_num_threads(),
         *map(_address, (images, largest, points, bias, output, output_largest)),
-        *(n, height, width, channels, filters),
+        *(n, height, width, channels, filters, padding),
     )
     return output
 
@@ -259,7 +255,7 @@ def _point_weights(weight: Tensor, kernels: Kernels) -> Tensor:
     return words.permute(3, 0, 1, 4, 2).contiguous()
 
 
-def _weight_gradient(images: Tensor, gradient: Tensor, largest: Tensor | None = None) -> Tensor:
+def _weight_gradient(images: Tensor, gradient: Tensor, largest: Tensor | None, padding: int) -> Tensor:
     """float32 (filters, channels, 3, 3), of a `gradient` that is pooled where `largest` is given."""
     n, channels, height, width = images.shape
     filters = gradient.shape[1]
@@ -269,7 +265,7 @@ def _weight_gradient(images: Tensor, gradient: Tensor, largest: Tensor | None = 
         _parallel_region(),
         threads,
         *map(_address, (images, gradient, largest, sums)),
-        *(n, height, width, channels, filters),
+        *(n, height, width, channels, filters, padding),
     )
     points = sums.sum(0).permute(0, 2, 3, 1, 4).reshape(16, -1)
     transform = torch.kron(WEIGHT_TRANSFORM, WEIGHT_TRANSFORM)

@@ -1,4 +1,4 @@
-/* 3x3 convolutions, stride 1, one row and column of zeros around, by Winograd's F(2x2, 3x3): 16 multiplications for the
+/* 3x3 convolutions, stride 1, with or without rows and columns of zeros around, by Winograd's F(2x2, 3x3): 16 multiplications for the
  * four outputs of a tile in place of 36 (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR
  * 2016, section 4.1). Pictures are (N, H, W, C) with C a multiple of 8. A block of tiles is transformed, multiplied and
  * transformed back before the next one, so that what is between stays in a core's cache.
@@ -49,7 +49,7 @@ typedef vector elements;
 typedef struct {
     const element *values;  /* (n, h, w, channels), or pooled: (n, h / 2, w / 2, channels) */
     const uint8_t *largest; /* of pooled: which of its four pixels each value belongs to; else NULL */
-    long channels;
+    long h, w, channels;
 } source;
 
 typedef struct {
@@ -59,7 +59,7 @@ typedef struct {
     element *y;        /* (n, h, w, co), or pooled: (n, h / 2, w / 2, co) */
     uint8_t *largest;  /* of pooled y; else NULL */
     float *du;         /* [part][point][panel][channel / GROUP][GROUP][PANEL] */
-    long n, h, w, co, tile_rows, tile_columns, parts;
+    long n, h, w, co, padding, tile_rows, tile_columns, parts;
     atomic_long taken; /* blocks, or parts */
 } task;
 
@@ -120,15 +120,15 @@ typedef struct {
 } patch; /* where the pixels of a square begin */
 
 /* The square of side x side pixels from (y, x) on; zeros outside of the picture, and without `inside`. */
-INLINE patch patch_at(const task *t, const source *from, int pooled, int inside, place at, long y, long x, int side) {
+INLINE patch patch_at(const source *from, int pooled, int inside, long image, long y, long x, int side) {
     static const element zeros[MOST_CHANNELS];
     static const uint8_t none[MOST_CHANNELS];
     patch square;
     UNROLL for (int i = 0; i < side * side; i++) {
-        long row = y + i / side, column = x + i % side, h = t->h, w = t->w;
+        long row = y + i / side, column = x + i % side, h = from->h, w = from->w;
         int there = inside && row >= 0 && column >= 0;
         if (pooled) row >>= 1, column >>= 1, h >>= 1, w >>= 1;
-        long pixel = ((at.image * h + row) * w + column) * from->channels;
+        long pixel = ((image * h + row) * w + column) * from->channels;
         there = there && row < h && column < w;
         square.values[i] = there ? from->values + pixel : zeros;
         if (pooled) square.largest[i] = there ? from->largest + pixel : none;
@@ -153,10 +153,11 @@ INLINE vector load_pair(const patch *squares, int pooled, int i, uint8_t place, 
     return (vector)v;
 }
 
-/* B^T d B, of 8 channels of PAIR tiles, whose first row and column are odd ones of the picture */
-INLINE void transform_input(const patch tiles[PAIR], int pooled, long c, vector v[POINTS]) {
+/* B^T d B, of 8 channels of PAIR tiles, which begin `padding` rows and columns before an even one */
+INLINE void transform_input(const patch tiles[PAIR], int pooled, long padding, long c, vector v[POINTS]) {
     vector d[POINTS], r[POINTS];
-    UNROLL for (int i = 0; i < POINTS; i++) d[i] = load_pair(tiles, pooled, i, 3 - (i / 4 % 2 * 2 + i % 2), c);
+    UNROLL for (int i = 0; i < POINTS; i++)
+        d[i] = load_pair(tiles, pooled, i, (i / 4 + padding) % 2 * 2 + (i + padding) % 2, c);
     UNROLL for (int j = 0; j < 4; j++) {
         r[j] = d[j] - d[8 + j];
         r[4 + j] = d[4 + j] + d[8 + j];
@@ -233,11 +234,11 @@ INLINE void transform_inputs(const task *t, int pooled, long first, long last, e
         patch tiles[PAIR];
         for (int k = 0; k < PAIR; k++) {
             place at = place_of(t, tile + k);
-            tiles[k] = patch_at(t, &t->x, pooled, tile + k < last, at, at.y - 1, at.x - 1, 4);
+            tiles[k] = patch_at(&t->x, pooled, tile + k < last, at.image, at.y - t->padding, at.x - t->padding, 4);
         }
         for (long c = 0; c < t->x.channels; c += 8) {
             vector points[POINTS];
-            transform_input(tiles, pooled, c, points);
+            transform_input(tiles, pooled, t->padding, c, points);
             UNROLL for (int p = 0; p < POINTS; p++) {
                 elements e = narrow(points[p]);
                 element *to = v + p * plane + (tile - first) * t->x.channels + c;
@@ -336,12 +337,12 @@ INLINE void transform_block(const task *t, int pooled, long first, long last, wo
         for (int k = 0; k < PAIR; k++) {
             place at = place_of(t, first + tile + k);
             int inside = first + tile + k < last;
-            under[k] = patch_at(t, &t->x, 0, inside, at, at.y - 1, at.x - 1, 4);
-            outputs[k] = patch_at(t, &t->dy, pooled, inside, at, at.y, at.x, 2);
+            under[k] = patch_at(&t->x, 0, inside, at.image, at.y - t->padding, at.x - t->padding, 4);
+            outputs[k] = patch_at(&t->dy, pooled, inside, at.image, at.y, at.x, 2);
         }
         vector points[POINTS];
         for (long c = 0; c < t->x.channels; c += 8) {
-            transform_input(under, 0, c, points);
+            transform_input(under, 0, t->padding, c, points);
             UNROLL for (int p = 0; p < POINTS; p++) store_tiles(v + p * v_plane + c * depth, GROUP, tile, points[p]);
         }
         for (long c = 0; c < t->co; c += 8) {
@@ -377,26 +378,30 @@ static void sum_gradients(void *data) {
     free(v), free(z);
 }
 
-/* ---- what is called: h and w are of the convolution, before pooling ---- */
+/* ---- what is called: x is (n, h, w, ci) before pooling, with `padding` rows and columns of zeros on each side ---- */
 
 typedef void parallel_region(void (*)(void *), void *, unsigned threads, unsigned flags); /* libgomp's GOMP_parallel */
 
-INLINE task task_of(source x, long n, long h, long w, long co, int pooled) {
-    return (task){.x = x, .n = n, .h = h, .w = w, .co = co, .tile_rows = (h + !pooled) / 2, .tile_columns = (w + !pooled) / 2};
+INLINE task task_of(source x, long n, long co, long padding, int pooled) {
+    long h = x.h + 2 * padding - 2, w = x.w + 2 * padding - 2;
+    task t = {.x = x, .n = n, .h = h, .w = w, .co = co, .padding = padding};
+    t.tile_rows = (h + !pooled) / 2, t.tile_columns = (w + !pooled) / 2;
+    return t;
 }
 
 /* `x_largest` where x is pooled, `y_largest` where y shall be */
 void convolve(parallel_region *parallel, unsigned threads, const element *x, const uint8_t *x_largest, const word *u,
-              const float *bias, element *y, uint8_t *y_largest, long n, long h, long w, long ci, long co) {
-    task t = task_of((source){x, x_largest, ci}, n, h, w, co, y_largest != NULL);
+              const float *bias, element *y, uint8_t *y_largest, long n, long h, long w, long ci, long co,
+              long padding) {
+    task t = task_of((source){x, x_largest, h, w, ci}, n, co, padding, y_largest != NULL);
     t.u = u, t.bias = bias, t.y = y, t.largest = y_largest;
     parallel(convolve_blocks, &t, threads, 0);
 }
 
 /* `largest` where dy is pooled. `du` has `threads` parts, to be summed: which thread does which changes no result. */
 void weight_gradient(parallel_region *parallel, unsigned threads, const element *x, const element *dy,
-                     const uint8_t *largest, float *du, long n, long h, long w, long ci, long co) {
-    task t = task_of((source){x, NULL, ci}, n, h, w, co, largest != NULL);
-    t.dy = (source){dy, largest, co}, t.du = du, t.parts = threads;
+                     const uint8_t *largest, float *du, long n, long h, long w, long ci, long co, long padding) {
+    task t = task_of((source){x, NULL, h, w, ci}, n, co, padding, largest != NULL);
+    t.dy = (source){dy, largest, t.h, t.w, co}, t.du = du, t.parts = threads;
     parallel(sum_gradients, &t, threads, 0);
 }
