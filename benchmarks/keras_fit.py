@@ -124,8 +124,8 @@ def label_layers(model: Any) -> None:
 KINDS = {  # the first that a profiler event, or the nearest event around it, contains
     "data and augmentation": ("work: data",),
     "optimiser": ("Optimizer.",),
-    "convolutions, forward": ("layer: Conv2d",),
-    "convolutions, backward": ("ConvolutionBackward",),
+    "convolutions, backward": ("ConvolutionBackward",),  # ours too, with a pool that follows
+    "convolutions, forward": ("layer: Conv2d", "_Convolution"),
     "batch normalisation": ("layer: BatchNorm", "BatchNormBackward"),
     "ReLU": ("layer: ReLU", "ReluBackward", "ThresholdBackward"),
     "max-pooling": ("layer: MaxPool", "MaxPool2DWithIndicesBackward"),
@@ -464,13 +464,25 @@ def main() -> None:
     if options.worker:
         (cifarlab_worker if options.worker == "cifarlab" else keras_worker)(options.settings)
         return
-    load_before = os.getloadavg()
-    records = [compare(name, options) for name in recipe_names(options.recipes)]
+    load_before, records = os.getloadavg(), []
+    for name in recipe_names(options.recipes):
+        records.append(compare(name, options))
+        write_record(options, records, load_before)  # what there is, should it be cut off
+    cores = len(os.sched_getaffinity(0))
+    print(f"{processor()}, {cores} cores; load {load_before[0]:.1f}; {records[0]['versions']}")
+    print_speeds(records)
+    print_shares(records)
+    print(f"record: {options.out}")
+
+
+def write_record(
+    options: argparse.Namespace, records: list[dict[str, Any]], load_before: tuple[float, float, float]
+) -> None:
     document = {
         "measured_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),  # noqa: UP017 (3.10 reads it too)
         "processor": processor(),
         "precision": options.precision,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "load_average_before": load_before,
         "load_average_after": os.getloadavg(),
         "data": options.data,
@@ -479,12 +491,6 @@ def main() -> None:
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(document, indent=1) + "\n")
-    print(
-        f"{document['processor']}, {document['cores']} cores; load {load_before[0]:.1f}; {records[0]['versions']}"
-    )
-    print_speeds(records)
-    print_shares(records)
-    print(f"record: {options.out}")
 
 
 if __name__ == "__main__":
