@@ -4,6 +4,7 @@ The compiler is Zig's, which pip brings: a bare machine has none. Where it canno
 is installed without, and PyTorch's convolutions are used.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -35,10 +36,10 @@ COMMON = (
 
 class CompileKernels(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, object]) -> None:
-        if self.target_name != "wheel" or not compile_kernels():
-            return
-        build_data["artifacts"] = ["src/cifarlab/winograd/*.so"]
-        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+        if compile_kernels():
+            build_data["artifacts"] = ["src/cifarlab/winograd/*.so"]
+            build_data["pure_python"] = False
+            build_data["tag"] = "py3-none-linux_x86_64"
 
 
 def compile_kernels() -> bool:
@@ -46,9 +47,12 @@ def compile_kernels() -> bool:
     if sysconfig.get_platform() != "linux-x86_64":
         return False
     try:
-        with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
-            for name, flags in KERNELS.items():
-                _compile(Path(folder), name, flags)
+        with tempfile.TemporaryDirectory(prefix=".compiled-", dir=Path(__file__).parent) as folder:
+            built = [_compile(Path(folder), name, flags) for name, flags in KERNELS.items()]
+            for old in FOLDER.glob("*.so"):
+                old.unlink(missing_ok=True)
+            for library in built:
+                library.replace(FOLDER / library.name)
     except (OSError, subprocess.CalledProcessError) as error:
         print(
             f"cifarlab: installed without its own convolutions, trainings are slower: {error}",
@@ -58,12 +62,14 @@ def compile_kernels() -> bool:
     return True
 
 
-def _compile(folder: Path, name: str, flags: tuple[str, ...]) -> None:
-    built = folder / f"{name}.so"
-    command = [sys.executable, "-m", "ziglang", "cc", *COMMON, *flags, FOLDER / "winograd.c", "-o", built]
+def _compile(folder: Path, name: str, flags: tuple[str, ...]) -> Path:
+    """The name has the source in it: see `_library_file` in cifarlab.winograd."""
+    source = FOLDER / "winograd.c"
+    built = folder / f"{name}-{hashlib.sha256(source.read_bytes()).hexdigest()[:8]}.so"
+    command = [sys.executable, "-m", "ziglang", "cc", *COMMON, *flags, source, "-o", built]
     caches = {"ZIG_GLOBAL_CACHE_DIR": str(folder), "ZIG_LOCAL_CACHE_DIR": str(folder)}
     subprocess.run(command, check=True, env=os.environ | caches)
-    built.replace(FOLDER / built.name)
+    return built
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ OWN_HEADER = ["recipe", "test % with views", "without", "n (seeds)", "epochs", "
 OWN_NOTES = """\
 All 10,000 test pictures of CIFAR-10, opened once for each run. Mean ± standard deviation over the runs. With views: the
 mean answer over six test-time views of a picture (itself and its mirror image, each also moved by a pixel, two ways).
-Trained on all 50,000 training pictures. Times are wall-clock, with saving and without evaluation. The schedule of fast94
-was set when five earlier ones, nine runs, had been judged on the test pictures.
+Trained on all 50,000 training pictures. Times are wall-clock, with saving and without evaluation. The schedule of
+fast94 was set when five earlier ones, nine runs, had been judged on the test pictures.
 """
 OWN_PLACE = re.compile(r"(<!-- own results: written by [^>]*-->\n).*?(<!-- end of results -->)", re.S)
 PLACE = re.compile(r"(<!-- results(?: of (\w+))?: written by [^>]*-->\n).*?(<!-- end of results -->)", re.S)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cifarlab.winograd import convolve_then_pool
+from cifarlab.winograd import convolve_then_pool, is_pool_of_four
 
 
 class Flatten(nn.Module):
@@ -62,15 +62,11 @@ class LayerSequence(nn.Sequential):
         layers = list(self)
         while layers:
             layer = layers.pop(0)
-            if type(layer) is nn.Conv2d and layers and _is_pool_of_four(layers[0]):
+            if type(layer) is nn.Conv2d and layers and is_pool_of_four(layers[0]):
                 input = convolve_then_pool(input, layer, layers.pop(0))  # type: ignore[arg-type]
             else:
                 input = layer(input)
         return input
-
-
-def _is_pool_of_four(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.MaxPool2d) and layer.kernel_size == layer.stride == 2 and layer.padding == 0
 
 
 class SameConv2d(nn.Conv2d):

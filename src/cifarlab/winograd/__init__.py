@@ -5,6 +5,8 @@ which hatch_build.py compiles where it can; without them, and wherever they woul
 """
 
 import ctypes
+import hashlib
+import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,11 +21,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
-GROUP = 8  # channels come in whole ones, and at most so many: see winograd.c
-MOST_CHANNELS = 2048
+GROUP = 8  # channels come in whole ones: see winograd.c
+MOST_CHANNELS = 2048  # likewise
+TILES_OF_A_PART = 256  # at least, of the gradient of the weights
+MOST_BYTES_OF_PARTS = 64 << 20
 CONV2D_ARGUMENTS = ("weight", "bias", "stride", "padding", "dilation", "groups")  # after the pictures
 LEAST_SAVING = 1.2  # multiplications of PyTorch's convolution over ours, below which the transforms cost more
-WEIGHT_TRANSFORM = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])  # G
+WEIGHT_TRANSFORM = torch.tensor(  # G
+    [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]], dtype=torch.float32, device="cpu"
+)
 
 
 @dataclass(frozen=True)
@@ -58,25 +64,39 @@ def kernels_here() -> tuple[str, ...]:
 def _chosen() -> dict[torch.dtype, Kernels]:
     if not sys.platform.startswith("linux") or _parallel_region() is None:
         return {}
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    has = set(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())
     chosen: dict[torch.dtype, Kernels] = {}
     for kernels in KERNELS:
-        if kernels.instructions <= has and _library_file(kernels).exists():
+        if kernels.instructions <= _instructions() and _library(kernels) is not None:
             chosen.setdefault(kernels.dtype, kernels)
     return chosen
 
 
+def _instructions() -> set[str]:
+    """What the processor has, as Linux names it; nothing if it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return set()
+    return set(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())
+
+
 def _library_file(kernels: Kernels) -> Path:
-    return Path(__file__).with_name(f"{kernels.name}.so")
+    """Named by its source as well, so that what an older one was compiled to is not taken."""
+    folder = Path(__file__).parent
+    digest = hashlib.sha256((folder / "winograd.c").read_bytes()).hexdigest()
+    return folder / f"{kernels.name}-{digest[:8]}.so"
 
 
 @cache
-def _library(kernels: Kernels) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_library_file(kernels)))
-    pointer, sizes = ctypes.c_void_p, [ctypes.c_long] * 6
-    library.convolve.argtypes = [pointer, ctypes.c_uint, *[pointer] * 6, *sizes]
-    library.weight_gradient.argtypes = [pointer, ctypes.c_uint, *[pointer] * 4, *sizes]
+def _library(kernels: Kernels) -> ctypes.CDLL | None:
+    """None where it was not compiled, or cannot be loaded."""
+    try:
+        library = ctypes.CDLL(str(_library_file(kernels)))
+    except OSError:
+        return None
+    pointer, size = ctypes.c_void_p, ctypes.c_long
+    library.convolve.argtypes = [pointer, ctypes.c_uint, *[pointer] * 6, *[size] * 6]
+    library.weight_gradient.argtypes = [pointer, ctypes.c_uint, *[pointer] * 4, *[size] * 7]
     library.convolve.restype = library.weight_gradient.restype = None
     return library
 
@@ -84,19 +104,33 @@ def _library(kernels: Kernels) -> ctypes.CDLL:
 @cache
 def _parallel_region() -> int | None:
     """The address of GOMP_parallel in the OpenMP library of PyTorch: two pools of threads would fight for cores."""
-    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if ".so" in line}
-    for path in sorted(path for path in loaded if Path(path).name.startswith(("libgomp", "libiomp5"))):
-        region = getattr(ctypes.CDLL(path), "GOMP_parallel", None)
-        if region is not None:
-            return ctypes.cast(region, ctypes.c_void_p).value
-    return None
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"  # looks in what it needs, too
+    try:
+        return ctypes.cast(ctypes.CDLL(str(library)).GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return None
 
 
 def convolve_then_pool(images: Tensor, layer: nn.Conv2d, pool: nn.MaxPool2d) -> Tensor:
-    """pool(layer(images)), with a pool of 2x2: one operation within `winograd_convolutions`."""
+    """pool(layer(images)); one operation within `winograd_convolutions`, where the pool is of 2x2."""
     if has_torch_function_unary(images):
         return handle_torch_function(convolve_then_pool, (images,), images, layer, pool)
     return pool(layer(images))
+
+
+def is_pool_of_four(layer: nn.Module) -> bool:
+    """Whether it is 2x2 max-pooling, of whole squares."""
+    return isinstance(layer, nn.MaxPool2d) and (
+        (
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.ceil_mode,
+            layer.return_indices,
+        )
+        == (2, 2, 0, 1, False, False)
+    )
 
 
 class _Convolutions(TorchFunctionMode):
@@ -112,7 +146,7 @@ class _Convolutions(TorchFunctionMode):
         convolution: Sequence[Any] = ()
         if func is torch.conv2d and len(args) == 7:  # as nn.Conv2d calls it
             convolution = args
-        elif func is convolve_then_pool:
+        elif func is convolve_then_pool and is_pool_of_four(args[2]) and args[1].padding_mode == "zeros":
             images, layer, _ = args
             convolution = [images, *(getattr(layer, name) for name in CONV2D_ARGUMENTS)]
         if not convolution or not _suits(*convolution):
@@ -136,6 +170,7 @@ def _suits(
         [*size, *_both(stride), *_both(dilation), groups] == [3, 3, 1, 1, 1, 1, 1]
         and _both(padding) in ((0, 0), (1, 1))
         and images.ndim == 4
+        and images.shape[1] == channels
         and channels % GROUP == filters % GROUP == 0
         and max(channels, filters) <= MOST_CHANNELS
         and _dtype(images) in _chosen()
@@ -151,7 +186,9 @@ def _both(value: Any) -> tuple[Any, ...]:
 
 def _dtype(images: Tensor) -> torch.dtype:
     """What a convolution would compute in."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
+    if torch.is_autocast_enabled("cpu") and images.dtype != torch.float64:
+        return torch.get_autocast_dtype("cpu")
+    return images.dtype
 
 
 def saving(height: int, width: int, padding: int = 1) -> float:
@@ -204,7 +241,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=dtype, device="cpu", memory_format=torch.channels_last)
 
 
 def _convolve(
@@ -231,7 +268,7 @@ def _convolve(
         bias = F.pad(bias.detach().float(), (0, -filters % kernels.panel))
     whole = (n, filters, height + 2 * padding - 2, width + 2 * padding - 2)
     output = _empty(whole if output_largest is None else tuple(output_largest.shape), images.dtype)
-    _library(kernels).convolve(
+    _library(kernels).convolve(  # type: ignore[union-attr]
         _parallel_region(),
         torch.get_num_threads(),
         *map(_address, (images, largest, points, bias, output, output_largest)),
@@ -245,7 +282,10 @@ def _address(tensor: Tensor | None) -> int | None:
 
 
 def _point_weights(weight: Tensor, kernels: Kernels) -> Tensor:
-    """G g G^T, as winograd.c wants it: [panel][point][channel][filter of the panel], pairs of bfloat16 as one word."""
+    """G g G^T, as winograd.c wants it: [panel][point][channel][filter of the panel], pairs of bfloat16 as one word.
+
+    Under autocast, which is on in the forward pass, it is of weights in bfloat16, as PyTorch's convolution is.
+    """
     filters, channels = weight.shape[:2]
     transform = torch.kron(WEIGHT_TRANSFORM, WEIGHT_TRANSFORM)  # (16, 9)
     points = transform @ weight.detach().float().permute(2, 3, 1, 0).reshape(9, -1)
@@ -260,12 +300,15 @@ def _weight_gradient(images: Tensor, gradient: Tensor, largest: Tensor | None, p
     n, channels, height, width = images.shape
     filters = gradient.shape[1]
     kernels, threads = _chosen()[images.dtype], torch.get_num_threads()
-    sums = torch.empty(threads, 16, -(-filters // kernels.panel), channels // GROUP, GROUP, kernels.panel)
-    _library(kernels).weight_gradient(
+    part = (16, -(-filters // kernels.panel), channels // GROUP, GROUP, kernels.panel)
+    tiles = n * -(-gradient.shape[2] // 2) * -(-gradient.shape[3] // 2)
+    parts = max(1, min(threads, tiles // TILES_OF_A_PART, MOST_BYTES_OF_PARTS // (4 * math.prod(part))))
+    sums = torch.empty(parts, *part, dtype=torch.float32, device="cpu")
+    _library(kernels).weight_gradient(  # type: ignore[union-attr]
         _parallel_region(),
         threads,
         *map(_address, (images, gradient, largest, sums)),
-        *(n, height, width, channels, filters, padding),
+        *(parts, n, height, width, channels, filters, padding),
     )
     points = sums.sum(0).permute(0, 2, 3, 1, 4).reshape(16, -1)
     transform = torch.kron(WEIGHT_TRANSFORM, WEIGHT_TRANSFORM)

@@ -1,14 +1,14 @@
-/* 3x3 convolutions, stride 1, with or without rows and columns of zeros around, by Winograd's F(2x2, 3x3): 16 multiplications for the
- * four outputs of a tile in place of 36 (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR
- * 2016, section 4.1). Pictures are (N, H, W, C) with C a multiple of 8. A block of tiles is transformed, multiplied and
- * transformed back before the next one, so that what is between stays in a core's cache.
+/* 3x3 convolutions, stride 1, with or without rows and columns of zeros around, by Winograd's F(2x2, 3x3): 16
+ * multiplications for the four outputs of a tile in place of 36 (Lavin and Gray, "Fast Algorithms for Convolutional
+ * Neural Networks", CVPR 2016, section 4.1). Pictures are (N, H, W, C) with C a multiple of 8. A block of tiles is
+ * transformed, multiplied and transformed back before the next one, so that what is between stays in a core's cache.
  *
  * A tile of outputs is also what 2x2 max-pooling takes the largest of: with pooling, that is all that is written, and
  * which of the four it was (0 to 3). The gradient then comes in the same form, and is spread when it is read.
  *
- * Compiled once for each kind of processor: LANES floats in a vector (8: AVX2, 16: AVX-512), BF16 (1: bfloat16 pictures,
- * whose products are summed in float32; 0: float32). A word is 32 bits of a depth that is summed over: a float, or two
- * bfloat16. Weights come in panels, see PANEL.
+ * Compiled once for each kind of processor: LANES floats in a vector (8: AVX2, 16: AVX-512), BF16 (1: bfloat16
+ * pictures, whose products are summed in float32; 0: float32). A word is 32 bits of a depth that is summed over: a
+ * float, or two bfloat16. Weights come in panels, see PANEL.
  */
 #include <immintrin.h>
 #include <stdatomic.h>
@@ -92,7 +92,9 @@ INLINE elements narrow(vector v) { /* to the pictures' type, to the nearest */
 #endif
 }
 
-INLINE vector chosen(bits mask, vector v, vector otherwise) { return (vector)(((bits)v & mask) | ((bits)otherwise & ~mask)); }
+INLINE vector chosen(bits mask, vector v, vector otherwise) {
+    return (vector)(((bits)v & mask) | ((bits)otherwise & ~mask));
+}
 
 INLINE vector splat(word w) {
 #if BF16
@@ -136,8 +138,8 @@ INLINE patch patch_at(const source *from, int pooled, int inside, long image, lo
     return square;
 }
 
-/* 8 channels of pixel i in each of PAIR squares; of pooled, where it was pixel `place` of four that was the largest */
-INLINE vector load_pair(const patch *squares, int pooled, int i, uint8_t place, long c) {
+/* 8 channels of pixel i in each of PAIR squares; of pooled, where the largest of four was that of number `which` */
+INLINE vector load_pair(const patch *squares, int pooled, int i, uint8_t which, long c) {
     elements e;
     for (int k = 0; k < PAIR; k++) memcpy((element *)&e + 8 * k, squares[k].values[i] + c, 8 * sizeof(element));
 #if BF16
@@ -148,7 +150,7 @@ INLINE vector load_pair(const patch *squares, int pooled, int i, uint8_t place, 
     if (pooled) {
         bytes largest;
         for (int k = 0; k < PAIR; k++) memcpy((uint8_t *)&largest + 8 * k, squares[k].largest[i] + c, 8);
-        v &= (bits)__builtin_convertvector((signed_bytes)(largest == place), signs);
+        v &= (bits)__builtin_convertvector((signed_bytes)(largest == which), signs);
     }
     return (vector)v;
 }
@@ -258,7 +260,7 @@ INLINE void write_largest(const task *t, long pixel, long c, const vector y[4]) 
     vector largest = y[0];
     bits which = {0};
     UNROLL for (int i = 1; i < 4; i++) {
-        bits more = (bits)(y[i] > largest);
+        bits more = (bits)(y[i] > largest) | (bits)(y[i] != y[i]); /* NaN stays, as in PyTorch */
         largest = chosen(more, y[i], largest);
         which = (which & ~more) | (i & more);
     }
@@ -328,7 +330,7 @@ INLINE void store_tiles(word *words, long stride, long at, vector v) {
 #endif
 }
 
-/* v[point][channel / GROUP][tile][GROUP], z[point][panel][tile][PANEL] of the tiles of a block, PER_WORD of them a word */
+/* v[point][channel / GROUP][tile][GROUP] and z[point][panel][tile][PANEL] of a block's tiles, PER_WORD of them a word */
 INLINE void transform_block(const task *t, int pooled, long first, long last, word *v, long v_plane, word *z,
                             long z_plane) {
     long depth = GRADIENT_BLOCK / PER_WORD;
@@ -398,10 +400,11 @@ void convolve(parallel_region *parallel, unsigned threads, const element *x, con
     parallel(convolve_blocks, &t, threads, 0);
 }
 
-/* `largest` where dy is pooled. `du` has `threads` parts, to be summed: which thread does which changes no result. */
+/* `largest` where dy is pooled. `du` has parts that are to be summed: which thread does which changes no result. */
 void weight_gradient(parallel_region *parallel, unsigned threads, const element *x, const element *dy,
-                     const uint8_t *largest, float *du, long n, long h, long w, long ci, long co, long padding) {
+                     const uint8_t *largest, float *du, long parts, long n, long h, long w, long ci, long co,
+                     long padding) {
     task t = task_of((source){x, NULL, h, w, ci}, n, co, padding, largest != NULL);
-    t.dy = (source){dy, largest, t.h, t.w, co}, t.du = du, t.parts = threads;
+    t.dy = (source){dy, largest, t.h, t.w, co}, t.du = du, t.parts = parts;
     parallel(sum_gradients, &t, threads, 0);
 }
