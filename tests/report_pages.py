@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -64,14 +65,13 @@ def make_single(trained: Run, folder: Path) -> Page:
 
 
 def make_several(trained: Run, folder: Path) -> Page:
-    """Three runs: one, the weights of its last epoch as if they were its best, and one with its classes exchanged."""
+    """Three runs: one, and two that favour other classes than it does."""
     runs = [copied(trained, folder / name) for name in ("run", "other", "third")]
-    shutil.copy(runs[1].path / "weights-last.safetensors", runs[1].path / "weights-best.safetensors")
-    weights = runs[2].path / "weights-best.safetensors"
-    with safe_open(weights, "numpy") as file:
-        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    tensors["output.bias"] = tensors["output.bias"][::-1].copy()
-    save_file(tensors, weights, metadata=header)
-    for run in runs[1:]:
+    for run, order in zip(runs[1:], (np.roll(np.arange(10), 1), np.arange(10)[::-1]), strict=True):
+        weights = run.path / "weights-best.safetensors"
+        with safe_open(weights, "numpy") as file:
+            header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors["output.bias"] += 0.1 * order.astype(np.float32)
+        save_file(tensors, weights, metadata=header)
         (run.path / "SHA256SUMS").unlink()
     return page_of(*runs, options=("--sample", "5"))
