@@ -464,25 +464,29 @@ def main() -> None:
     if options.worker:
         (cifarlab_worker if options.worker == "cifarlab" else keras_worker)(options.settings)
         return
+    from cifarlab.process import available_cores
+
     load_before, records = os.getloadavg(), []
     for name in recipe_names(options.recipes):
         records.append(compare(name, options))
-        write_record(options, records, load_before)  # what there is, should it be cut off
-    cores = len(os.sched_getaffinity(0))
-    print(f"{processor()}, {cores} cores; load {load_before[0]:.1f}; {records[0]['versions']}")
+        write_record(options, records, load_before, available_cores())  # what there is, should it be cut off
+    print(f"{processor()}, {available_cores()} cores; load {load_before[0]:.1f}; {records[0]['versions']}")
     print_speeds(records)
     print_shares(records)
     print(f"record: {options.out}")
 
 
 def write_record(
-    options: argparse.Namespace, records: list[dict[str, Any]], load_before: tuple[float, float, float]
+    options: argparse.Namespace,
+    records: list[dict[str, Any]],
+    load_before: tuple[float, float, float],
+    cores: int,
 ) -> None:
     document = {
         "measured_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),  # noqa: UP017 (3.10 reads it too)
         "processor": processor(),
         "precision": options.precision,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores,
         "load_average_before": load_before,
         "load_average_after": os.getloadavg(),
         "data": options.data,

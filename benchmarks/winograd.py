@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cifarlab.process import keep_freed_memory, prepare_environment
+from cifarlab.process import available_cores, keep_freed_memory, prepare_environment
 
 prepare_environment()
 
@@ -100,7 +100,7 @@ def main() -> None:
     document = {
         "measured_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "load_average_before": load_before,
         "torch": torch.__version__,
         "kernels": kernels_here(),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from cifarlab.errors import UserError
-from cifarlab.process import available_cores
+from cifarlab.process import available_cores, processor_field
 from cifarlab.recipe import Device
 from cifarlab.text import without_password
 from cifarlab.winograd import kernels_here
@@ -94,8 +94,4 @@ def describe_environment(settings: Device, device: torch.device) -> dict[str, An
 
 
 def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return processor_field("model name") or platform.processor() or platform.machine()

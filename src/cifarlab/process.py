@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+from pathlib import Path
 
 # From glibc's malloc.h
 _M_TRIM_THRESHOLD = -1
@@ -13,6 +14,15 @@ _LARGEST_MMAP_THRESHOLD_BYTES = 32 << 20
 def available_cores() -> int:
     """CPU cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor_field(name: str) -> str | None:
+    """What Linux says of the first core in /proc/cpuinfo under `name`; None where it says nothing."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), None)
 
 
 def prepare_environment() -> None:

@@ -7,7 +7,6 @@ which hatch_build.py compiles where it can; without them, and wherever they woul
 import ctypes
 import hashlib
 import math
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,15 +20,26 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
+from cifarlab.process import processor_field
+
 GROUP = 8  # channels come in whole ones: see winograd.c
 MOST_CHANNELS = 2048  # likewise
 TILES_OF_A_PART = 256  # at least, of the gradient of the weights
 MOST_BYTES_OF_PARTS = 64 << 20
 CONV2D_ARGUMENTS = ("weight", "bias", "stride", "padding", "dilation", "groups")  # after the pictures
+POOL_OF_FOUR = {
+    "kernel_size": 2,
+    "stride": 2,
+    "padding": 0,
+    "dilation": 1,
+    "ceil_mode": False,
+    "return_indices": False,
+}
 LEAST_SAVING = 1.2  # multiplications of PyTorch's convolution over ours, below which the transforms cost more
-WEIGHT_TRANSFORM = torch.tensor(  # G
+G = torch.tensor(
     [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]], dtype=torch.float32, device="cpu"
 )
+WEIGHT_TRANSFORM = torch.kron(G, G)  # (16, 9): G g G^T of a flat g
 
 
 @dataclass(frozen=True)
@@ -62,22 +72,14 @@ def kernels_here() -> tuple[str, ...]:
 
 @cache
 def _chosen() -> dict[torch.dtype, Kernels]:
-    if not sys.platform.startswith("linux") or _parallel_region() is None:
+    if _parallel_region() is None:  # another system
         return {}
+    instructions = set((processor_field("flags") or "").split())
     chosen: dict[torch.dtype, Kernels] = {}
     for kernels in KERNELS:
-        if kernels.instructions <= _instructions() and _library(kernels) is not None:
+        if kernels.instructions <= instructions and _library(kernels) is not None:
             chosen.setdefault(kernels.dtype, kernels)
     return chosen
-
-
-def _instructions() -> set[str]:
-    """What the processor has, as Linux names it; nothing if it does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return set()
-    return set(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())
 
 
 def _library_file(kernels: Kernels) -> Path:
@@ -120,16 +122,8 @@ def convolve_then_pool(images: Tensor, layer: nn.Conv2d, pool: nn.MaxPool2d) -> 
 
 def is_pool_of_four(layer: nn.Module) -> bool:
     """Whether it is 2x2 max-pooling, of whole squares."""
-    return isinstance(layer, nn.MaxPool2d) and (
-        (
-            layer.kernel_size,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.ceil_mode,
-            layer.return_indices,
-        )
-        == (2, 2, 0, 1, False, False)
+    return isinstance(layer, nn.MaxPool2d) and all(
+        getattr(layer, name) == value for name, value in POOL_OF_FOUR.items()
     )
 
 
@@ -287,8 +281,7 @@ def _point_weights(weight: Tensor, kernels: Kernels) -> Tensor:
     Under autocast, which is on in the forward pass, it is of weights in bfloat16, as PyTorch's convolution is.
     """
     filters, channels = weight.shape[:2]
-    transform = torch.kron(WEIGHT_TRANSFORM, WEIGHT_TRANSFORM)  # (16, 9)
-    points = transform @ weight.detach().float().permute(2, 3, 1, 0).reshape(9, -1)
+    points = WEIGHT_TRANSFORM @ weight.detach().float().permute(2, 3, 1, 0).reshape(9, -1)
     points = F.pad(points.view(16, channels, filters), (0, -filters % kernels.panel)).to(kernels.dtype)
     per_word = 4 // kernels.dtype.itemsize
     words = points.view(16, channels // per_word, per_word, -1, kernels.panel)
@@ -311,6 +304,5 @@ def _weight_gradient(images: Tensor, gradient: Tensor, largest: Tensor | None, p
         *(parts, n, height, width, channels, filters, padding),
     )
     points = sums.sum(0).permute(0, 2, 3, 1, 4).reshape(16, -1)
-    transform = torch.kron(WEIGHT_TRANSFORM, WEIGHT_TRANSFORM)
-    weights = (transform.T @ points).view(3, 3, channels, -1)[..., :filters]
+    weights = (WEIGHT_TRANSFORM.T @ points).view(3, 3, channels, -1)[..., :filters]
     return weights.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
