@@ -1,4 +1,4 @@
-"""Compiles src/cifarlab/winograd/winograd.c when the package is installed, once for each kind of processor.
+"""Compiles the C files of src/cifarlab/kernels when the package is installed, once for each kind of processor.
 
 The compiler is Zig's, which pip brings: a bare machine has none. Where it cannot (another system, no Zig), the package
 is installed without, and PyTorch's convolutions are used.
@@ -14,12 +14,22 @@ from pathlib import Path
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FOLDER = Path(__file__).parent / "src/cifarlab/winograd"
-AVX512 = ("-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-DLANES=16")
-KERNELS = {
-    "avx2": ("-mfma", "-mavx2", "-DLANES=8", "-DBF16=0"),
-    "avx512": (*AVX512, "-DBF16=0"),
-    "avx512_bf16": (*AVX512, "-mavx512bf16", "-DBF16=1"),
+FOLDER = Path(__file__).parent / "src/cifarlab/kernels"
+AVX2 = ("-mfma", "-mavx2", "-DLANES=8", "-DBF16=0")
+AVX512_BF16 = ("-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-DLANES=16")
+AVX512 = (*AVX512_BF16, "-DBF16=0")
+SIZE_3, SIZE_5 = ("-DSIDE=6", "-DKERNEL=3"), ("-DSIDE=6", "-DKERNEL=5")
+KERNELS = {  # the source first
+    "winograd-avx2-3x3": ("winograd.c", *AVX2, *SIZE_3),
+    "winograd-avx2-5x5": ("winograd.c", *AVX2, *SIZE_5),
+    "winograd-avx512-3x3": ("winograd.c", *AVX512, *SIZE_3),
+    "winograd-avx512-5x5": ("winograd.c", *AVX512, *SIZE_5),
+    # Rounded to bfloat16, larger tiles would lose too much: their transforms multiply by up to 10 in each direction.
+    "winograd-avx512_bf16-3x3": ("winograd.c", *AVX512_BF16, "-mavx512bf16", "-DBF16=1", "-DSIDE=4", "-DKERNEL=3"),
+    "dense-avx2": ("dense.c", *AVX2),
+    "dense-avx512": ("dense.c", *AVX512),
+    "pointwise-avx2": ("pointwise.c", *AVX2),
+    "pointwise-avx512": ("pointwise.c", *AVX512, "-mprefer-vector-width=512"),
 }
 # An old glibc, so that a wheel runs on other machines too. Zig adds checks for undefined behaviour unless told not to.
 COMMON = (
@@ -30,6 +40,7 @@ COMMON = (
     "-fno-sanitize=undefined",
     "-fPIC",
     "-shared",
+    "-s",
     "-Wall",
 )
 
@@ -37,7 +48,7 @@ COMMON = (
 class CompileKernels(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, object]) -> None:
         if compile_kernels():
-            build_data["artifacts"] = ["src/cifarlab/winograd/*.so"]
+            build_data["artifacts"] = ["src/cifarlab/kernels/*.so"]
             build_data["pure_python"] = False
             build_data["tag"] = "py3-none-linux_x86_64"
 
@@ -48,7 +59,7 @@ def compile_kernels() -> bool:
         return False
     try:
         with tempfile.TemporaryDirectory(prefix=".compiled-", dir=Path(__file__).parent) as folder:
-            built = [_compile(Path(folder), name, flags) for name, flags in KERNELS.items()]
+            built = [_compile(Path(folder), name, *flags) for name, flags in KERNELS.items()]
             for old in FOLDER.glob("*.so"):
                 old.unlink(missing_ok=True)
             for library in built:
@@ -62,11 +73,11 @@ def compile_kernels() -> bool:
     return True
 
 
-def _compile(folder: Path, name: str, flags: tuple[str, ...]) -> Path:
-    """The name has the source in it: see `_library_file` in cifarlab.winograd."""
-    source = FOLDER / "winograd.c"
-    built = folder / f"{name}-{hashlib.sha256(source.read_bytes()).hexdigest()[:8]}.so"
-    command = [sys.executable, "-m", "ziglang", "cc", *COMMON, *flags, source, "-o", built]
+def _compile(folder: Path, name: str, source: str, *flags: str) -> Path:
+    """The name has the sources in it: see `_digest` in cifarlab.kernels.compiled."""
+    sources = b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*.[ch]")))
+    built = folder / f"{name}-{hashlib.sha256(sources).hexdigest()[:8]}.so"
+    command = [sys.executable, "-m", "ziglang", "cc", *COMMON, *flags, FOLDER / source, "-o", built]
     caches = {"ZIG_GLOBAL_CACHE_DIR": str(folder), "ZIG_LOCAL_CACHE_DIR": str(folder)}
     subprocess.run(command, check=True, env=os.environ | caches)
     return built

@@ -14,7 +14,7 @@ from cifarlab.errors import UserError
 from cifarlab.process import available_cores, processor_field
 from cifarlab.recipe import Device
 from cifarlab.text import without_password
-from cifarlab.winograd import kernels_here
+from cifarlab.kernels import kernels_here
 
 PACKAGES = ("cifarlab", "torch", "numpy", "safetensors", "pydantic", "pillow")
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cifarlab.errors import UserError
 from cifarlab.models.specs import Airbench
-from cifarlab.winograd import convolve_then_pool
+from cifarlab.kernels import convolve
 
 WHITENED_PICTURES = 5_000  # that the whitening layer is computed from
 WHITENING_EPSILON = 5e-4  # added to the eigenvalues
@@ -72,7 +72,7 @@ class Group(nn.Module):
         self.activation = nn.GELU()
 
     def forward(self, images: Tensor) -> Tensor:
-        pooled = convolve_then_pool(images, self.convs[0], self.pool)  # type: ignore[arg-type]
+        pooled = convolve(images, self.convs[0], self.pool)  # type: ignore[arg-type]
         values = self.activation(self.norms[0](pooled))
         for index, (conv, norm) in enumerate(zip(self.convs[1:], self.norms[1:], strict=True), start=2):
             normed = norm(conv(values))

@@ -1,10 +1,9 @@
 """Layers and initial values with the semantics of Keras, which the published systems were written in."""
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cifarlab.winograd import convolve_then_pool, is_pool_of_four
+from cifarlab.kernels import convolve, dropout, is_pool_of_four
 
 
 class Flatten(nn.Module):
@@ -20,9 +19,8 @@ class Flatten(nn.Module):
 class Dropout(nn.Module):
     """Zeroes each value with probability `rate` in training, and divides the others by 1 - rate.
 
-    On the CPU the mask comes from 16 random bits a value, many times faster than PyTorch's own, which draws them one
-    by one. They are seeded from torch's global generator. The probability is exact to 1 / 65,536, and the division is
-    by the probability that is used, so that the mean is kept exactly.
+    On the CPU by our own function, many times faster than PyTorch's, which draws the values one by one. It is seeded
+    from torch's global generator.
     """
 
     def __init__(self, rate: float) -> None:
@@ -37,33 +35,20 @@ class Dropout(nn.Module):
             return values
         if values.device.type != "cpu":
             return nn.functional.dropout(values, self.rate)
-        dropped = round(self.rate * 65_536)
-        keep = _random_bits(values.numel()) >= dropped - 32_768  # 16 bits as a signed integer: from -32,768
-        mask = keep.to(values.dtype).mul_(65_536 / (65_536 - dropped))
-        if values.is_contiguous():
-            return values * mask.view(values.shape)
-        mask = mask.view(len(values), *values.shape[2:], values.shape[1]).movedim(
-            -1, 1
-        )  # channels last, as `values`
-        return values * mask
-
-
-def _random_bits(count: int) -> Tensor:
-    """`count` uniform int16."""
-    seed = int(torch.randint(2**62, ()).item())
-    words = np.random.SFC64(seed).random_raw(-(-count // 4))
-    return torch.from_numpy(words.view(np.int16))[:count]
+        return dropout(values, self.rate, seed=int(torch.randint(2**62, ()).item()))
 
 
 class LayerSequence(nn.Sequential):
-    """nn.Sequential, with a convolution and the 2x2 pool after it as one operation."""
+    """nn.Sequential, with a convolution and the 2x2 pool and the ReLU after it as one operation."""
 
     def forward(self, input: Tensor) -> Tensor:
         layers = list(self)
         while layers:
             layer = layers.pop(0)
-            if type(layer) is nn.Conv2d and layers and is_pool_of_four(layers[0]):
-                input = convolve_then_pool(input, layer, layers.pop(0))  # type: ignore[arg-type]
+            if isinstance(layer, nn.Conv2d):
+                pool = layers.pop(0) if layers and is_pool_of_four(layers[0]) else None
+                relu = layers.pop(0) if layers and type(layers[0]) is nn.ReLU else None
+                input = convolve(input, layer, pool, relu)  # type: ignore[arg-type]
             else:
                 input = layer(input)
         return input
@@ -72,6 +57,10 @@ class LayerSequence(nn.Sequential):
 class SameConv2d(nn.Conv2d):
     """A convolution with TensorFlow's `same` padding: an odd row or column goes to the bottom and the right."""
 
+    def __init__(self, channels: int, filters: int, kernel_size: int, stride: int) -> None:
+        super().__init__(channels, filters, kernel_size, stride)
+        self.padding = "same"  # which PyTorch takes with a stride of 1 alone, and not without a warning
+
     def forward(self, input: Tensor) -> Tensor:
         padding = []
         for size, kernel, stride in zip(
@@ -79,7 +68,7 @@ class SameConv2d(nn.Conv2d):
         ):
             missing = max((-(-size // stride) - 1) * stride + kernel - size, 0)
             padding += [missing // 2, missing - missing // 2]
-        return super().forward(nn.functional.pad(input, padding))
+        return nn.functional.conv2d(nn.functional.pad(input, padding), self.weight, self.bias, self.stride)
 
 
 def keras_convolution(
@@ -90,7 +79,7 @@ def keras_convolution(
         return nn.Conv2d(channels, filters, kernel_size, stride=stride)
     if stride == 1 and kernel_size % 2 == 1:  # as much on every side
         return nn.Conv2d(channels, filters, kernel_size, padding=kernel_size // 2)
-    return SameConv2d(channels, filters, kernel_size, stride=stride)
+    return SameConv2d(channels, filters, kernel_size, stride)
 
 
 class _BiasedVariance(nn.modules.batchnorm._BatchNorm):

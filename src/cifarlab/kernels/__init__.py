@@ -1,0 +1,12 @@
+"""The parts of a training step on CPU that are faster by our own compiled kernels than by PyTorch's.
+
+hatch_build.py compiles the C files of this folder where it can. Where it could not, and for whatever a kernel does not
+suit, PyTorch does the work.
+"""
+
+from cifarlab.kernels.compiled import kernels_here
+from cifarlab.kernels.convolution import convolve, is_pool_of_four
+from cifarlab.kernels.mode import own_kernels
+from cifarlab.kernels.pointwise import dropout
+
+__all__ = ["convolve", "dropout", "is_pool_of_four", "kernels_here", "own_kernels"]

@@ -1,0 +1,56 @@
+"""Which of the compiled kernels this machine can run."""
+
+import ctypes
+import hashlib
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from cifarlab.process import processor_field
+
+AVX2 = frozenset({"fma", "avx2"})  # as /proc/cpuinfo names them
+AVX512 = frozenset({"fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"})
+INSTRUCTIONS = {"avx512_bf16": AVX512 | {"avx512_bf16"}, "avx512": AVX512, "avx2": AVX2}
+
+
+def kernels_here() -> tuple[str, ...]:
+    """The names of the kernels that this machine's processor runs, and that were compiled; () if none."""
+    return tuple(name for name in _names() if library(name) is not None)
+
+
+@cache
+def library(name: str) -> ctypes.CDLL | None:
+    """The kernels `name`, for example `winograd-avx512-3x3`; None where they were not compiled, or cannot run here."""
+    runs = INSTRUCTIONS[name.split("-")[1]] <= set((processor_field("flags") or "").split())
+    if not runs or parallel_region() is None:
+        return None
+    try:
+        return ctypes.CDLL(str(_file(name)))
+    except OSError:
+        return None
+
+
+def _names() -> list[str]:
+    return sorted(path.stem.rpartition("-")[0] for path in Path(__file__).parent.glob(f"*-{_digest()}.so"))
+
+
+def _file(name: str) -> Path:
+    """Named by the sources as well, so that what older ones were compiled to is not taken."""
+    return Path(__file__).parent / f"{name}-{_digest()}.so"
+
+
+@cache
+def _digest() -> str:
+    sources = sorted(Path(__file__).parent.glob("*.[ch]"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]
+
+
+@cache
+def parallel_region() -> int | None:
+    """The address of GOMP_parallel in the OpenMP library of PyTorch: two pools of threads would fight for cores."""
+    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"  # looks in what it needs, too
+    try:
+        return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return None

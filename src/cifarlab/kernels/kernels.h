@@ -1,0 +1,108 @@
+/* What the kernels share: vectors of LANES floats (8: AVX2, 16: AVX-512), and the product that they spend most time in.
+ * BF16 is 1 where pictures are bfloat16, whose products are summed in float32. A word is 32 bits of a depth that is summed
+ * over: a float, or two bfloat16.
+ */
+#include <immintrin.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <string.h>
+
+#define PANEL (2 * LANES) /* columns that one product computes */
+#define ROWS (LANES == 16 ? 12 : 6) /* rows that one product computes: as many sums as fit the registers */
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 36")
+
+typedef float vector __attribute__((vector_size(4 * LANES)));
+typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
+typedef int32_t signs __attribute__((vector_size(4 * LANES)));
+typedef uint8_t bytes __attribute__((vector_size(LANES)));
+typedef int8_t signed_bytes __attribute__((vector_size(LANES)));
+
+#if BF16
+typedef uint16_t element;
+typedef uint32_t word;
+typedef uint16_t elements __attribute__((vector_size(2 * LANES)));
+#else
+typedef float element;
+typedef float word;
+typedef vector elements;
+#endif
+#define PER_WORD (int)(sizeof(word) / sizeof(element))
+
+typedef void parallel_region(void (*)(void *), void *, unsigned threads, unsigned flags); /* libgomp's GOMP_parallel */
+
+/* Work of many parts, which threads take one after the other; 0 to begin with */
+typedef struct {
+    atomic_long taken, done;
+} phase;
+
+INLINE long take(phase *p) { return atomic_fetch_add(&p->taken, 1); }
+
+/* To be called once for each part taken */
+INLINE void done(phase *p) { atomic_fetch_add(&p->done, 1); }
+
+/* Until all parts are done, by whichever threads there are */
+INLINE void wait_for(phase *p, long parts) {
+    while (atomic_load(&p->done) < parts) _mm_pause();
+}
+
+INLINE long panels(long channels) { return (channels + PANEL - 1) / PANEL; }
+INLINE long smaller(long a, long b) { return a < b ? a : b; }
+INLINE long larger(long a, long b) { return a > b ? a : b; }
+
+INLINE vector load(const void *p) {
+    vector v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE elements narrow(vector v) { /* to the pictures' type, to the nearest */
+#if BF16
+    return (elements)_mm512_cvtneps_pbh((__m512)v);
+#else
+    return v;
+#endif
+}
+
+INLINE vector chosen(bits mask, vector v, vector otherwise) {
+    return (vector)(((bits)v & mask) | ((bits)otherwise & ~mask));
+}
+
+INLINE vector splat(word w) {
+#if BF16
+    return (vector)_mm512_set1_epi32((int)w);
+#else
+    return w - (vector){0};
+#endif
+}
+
+INLINE vector multiply_add(vector a, vector b, vector sum) {
+#if BF16
+    return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#elif LANES == 16
+    return (vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#else
+    return (vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#endif
+}
+
+/* c[MANY][PANEL] = (or +=) a b: words of a are `row` and `step` apart, rows of b and c `b_row` and `c_row` */
+#define PRODUCT(NAME, MANY)                                                                                       \
+    static void NAME(const word *a, long row, long step, const word *b, long b_row, float *c, long c_row,         \
+                     long depth, int add) {                                                                       \
+        vector sum[MANY][2];                                                                                      \
+        UNROLL for (int r = 0; r < MANY; r++) {                                                                   \
+            sum[r][0] = add ? load(c + r * c_row) : (vector){0};                                                  \
+            sum[r][1] = add ? load(c + r * c_row + LANES) : (vector){0};                                          \
+        }                                                                                                         \
+        for (long k = 0; k < depth; k++) {                                                                        \
+            vector b0 = load(b + k * b_row), b1 = load(b + k * b_row + LANES);                                    \
+            UNROLL for (int r = 0; r < MANY; r++) {                                                               \
+                vector w = splat(a[r * row + k * step]);                                                          \
+                sum[r][0] = multiply_add(w, b0, sum[r][0]);                                                       \
+                sum[r][1] = multiply_add(w, b1, sum[r][1]);                                                       \
+            }                                                                                                     \
+        }                                                                                                         \
+        UNROLL for (int r = 0; r < MANY; r++) memcpy(c + r * c_row, sum[r], sizeof sum[r]);                       \
+    }

@@ -1,0 +1,134 @@
+"""Dropout and ELU: see pointwise.c. Dropout gives the same values where that was not compiled."""
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from cifarlab.kernels.compiled import library, parallel_region
+
+ODDS = 65_536  # a value is dropped or not by 16 random bits
+KERNELS = ("pointwise-avx512", "pointwise-avx2")  # the first that can run is taken
+
+
+class _Task(ctypes.Structure):
+    """As in pointwise.c."""
+
+    _fields_ = [
+        ("parallel", ctypes.c_void_p),
+        *((name, ctypes.c_long) for name in ("threads", "count")),
+        *((name, ctypes.c_void_p) for name in ("from_", "outputs", "to")),
+        ("seed", ctypes.c_uint64),
+        ("dropped", ctypes.c_uint),
+        ("taken", ctypes.c_long),
+    ]
+
+
+@cache
+def _functions() -> ctypes.CDLL | None:
+    functions = next((found for name in KERNELS if (found := library(name)) is not None), None)
+    if functions is not None:
+        for function in (functions.dropout, functions.elu, functions.elu_gradient):
+            function.argtypes, function.restype = [ctypes.POINTER(_Task)], None
+    return functions
+
+
+def dropout(values: Tensor, rate: float, seed: int) -> Tensor:
+    """Zero each of `values`, on the CPU, with probability `rate`, and divide the others by 1 - rate.
+
+    Which ones is a function of `seed`, 0 to 2^64 - 1, and of their place in memory. The probability is exact to
+    1 / 65,536, and the division is by the probability that is used, so that the mean is kept exactly.
+    """
+    return _Dropout.apply(values, round(rate * ODDS), seed)
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, dropped: int, seed: int) -> Tensor:
+        ctx.dropped, ctx.seed, ctx.format = dropped, seed, _format(values)
+        return _drop(values, ctx.format, dropped, seed)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return _drop(gradient, ctx.format, ctx.dropped, ctx.seed), None, None
+
+
+def _format(values: Tensor) -> torch.memory_format:
+    last = torch.channels_last
+    if values.ndim == 4 and not values.is_contiguous() and values.is_contiguous(memory_format=last):
+        return last
+    return torch.contiguous_format
+
+
+def _drop(values: Tensor, memory_format: torch.memory_format, dropped: int, seed: int) -> Tensor:
+    values = values.contiguous(memory_format=memory_format)
+    result = torch.empty_like(values, memory_format=memory_format)
+    functions = _functions()
+    if functions is not None and values.dtype == torch.float32:
+        functions.dropout(_task(values, result, seed=seed, dropped=dropped))
+        return result
+    mask = np.where(_draws(values.numel(), seed) >= dropped, np.float32(ODDS / (ODDS - dropped)), np.float32(0))
+    wanted = torch.promote_types(values.dtype, torch.float32)  # a factor in bfloat16 would change the mean
+    flat = values.permute(0, 2, 3, 1) if memory_format == torch.channels_last else values
+    dropped_values = flat.to(wanted) * torch.from_numpy(mask).view(flat.shape).to(wanted)
+    if memory_format == torch.channels_last:
+        dropped_values = dropped_values.permute(0, 3, 1, 2)
+    return result.copy_(dropped_values)
+
+
+def _draws(count: int, seed: int) -> np.ndarray:
+    """`count` uniform uint16: those of `random_word` in pointwise.c."""
+    words = np.arange(1, -(-count // 4) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (words ^ (words >> np.uint64(31))).view(np.uint16)[:count]
+
+
+def own_elu(values: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor | None:
+    """`torch.nn.functional.elu` by our kernel; None where that does not suit."""
+    dense = values.is_contiguous() or (
+        values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last)
+    )
+    if _functions() is None or values.dtype != torch.float32 or alpha != 1.0 or not dense:
+        return None
+    return _Elu.apply(values, inplace)
+
+
+class _Elu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, inplace: bool) -> Tensor:
+        result = values if inplace else torch.empty_like(values)
+        if inplace:
+            ctx.mark_dirty(values)
+        _functions().elu(_task(values, result))  # type: ignore[union-attr]
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (outputs,) = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=_format(outputs))
+        result = torch.empty_like(outputs)
+        _functions().elu_gradient(_task(gradient, result, outputs))  # type: ignore[union-attr]
+        return result, None
+
+
+def _task(
+    values: Tensor, result: Tensor, outputs: Tensor | None = None, seed: int = 0, dropped: int = 0
+) -> _Task:
+    return _Task(
+        parallel=parallel_region(),
+        threads=torch.get_num_threads(),
+        count=values.numel(),
+        from_=values.data_ptr(),
+        outputs=None if outputs is None else outputs.data_ptr(),
+        to=result.data_ptr(),
+        seed=seed,
+        dropped=dropped,
+    )

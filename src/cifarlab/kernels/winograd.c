@@ -1,0 +1,562 @@
+/* Convolutions with stride 1, with or without rows and columns of zeros around, by Winograd's method (Lavin and Gray,
+ * "Fast Algorithms for Convolutional Neural Networks", CVPR 2016). A tile of SIDE x SIDE inputs gives OUT x OUT outputs
+ * for SIDE x SIDE multiplications: F(4x4, 3x3) has 36 in place of 144, F(2x2, 5x5) 36 in place of 100, F(2x2, 3x3) 16 in
+ * place of 36. Pictures are (N, H, W, C) with C a multiple of 8. A block of tiles is transformed, multiplied and
+ * transformed back before the next one, so that what is between stays in a core's cache.
+ *
+ * 2x2 max-pooling and ReLU may follow at once: with pooling the largest of four outputs is all that is written. One byte
+ * of each output then says which of the four it was, or, without pooling, 0; and DEAD where ReLU made it 0. The gradient
+ * comes in the same form, and is spread when it is read.
+ *
+ * Compiled once for each kind of processor and method: LANES and BF16, as in kernels.h, SIDE and KERNEL.
+ */
+#include "kernels.h"
+
+#define OUT (SIDE - KERNEL + 1) /* even */
+#define POINTS (SIDE * SIDE)    /* of the transformed tile */
+#define TAPS (KERNEL * KERNEL)
+#define PAIR (LANES / 8)  /* tiles transformed at once, 8 channels of each, where channels are not whole vectors */
+#define GROUP 8                     /* input channels that one product of the weights' gradient computes */
+#define MOST_TILES 48               /* of a block: whole ROWS */
+#define MOST_BYTES ((BF16 ? 448 : 288) << 10) /* of a block's transformed inputs; the rest of a core's cache is for a panel */
+#define GRADIENT_BLOCK 64           /* tiles summed over before the sums are written */
+#define MOST_CHANNELS 2048
+#define SPREAD 64 /* bytes between the planes of two points: without, all fall into the same sets of the cache */
+#define DEAD 255
+
+typedef struct {
+    element *values; /* (n, h, w, channels), or pooled: (n, h / 2, w / 2, channels) */
+    uint8_t *marks;  /* of each value, see above; NULL: neither pooled nor after ReLU */
+    long h, w, channels, pooled;
+} pictures;
+
+/* A call, as cifarlab.kernels.convolution makes it. `x` has `padding` rows and columns of zeros on each side. */
+typedef struct {
+    parallel_region *parallel;
+    long threads, n, padding, relu;
+    pictures x, y;         /* y: the outputs, or their gradient */
+    float *weight;         /* element (f, c, i, j) at f, c, i, j times these, or the gradient */
+    long strides[4];
+    float *bias;           /* of the outputs, or its gradient, in whole panels; may be NULL */
+    word *transformed;     /* weights: [panel][point][channel][PANEL] */
+    float *sums;           /* of the gradient: [part][point][panel][channel / GROUP][GROUP][PANEL] */
+    float *bias_sums;      /* [part][panel][PANEL * PAIR], of whole vectors */
+    char *workspace;       /* `workspace_bytes` of each thread */
+    long parts, tile_rows, tile_columns, block;
+    atomic_long entered; /* threads */
+    phase first_phase, second_phase;
+} task;
+
+typedef struct {
+    long image, y, x; /* of the upper left output */
+} place;
+
+enum form { PLAIN, MARKED, POOLED };
+
+long workspace_bytes(const task *t);
+
+INLINE long all_tiles(const task *t) { return t->n * t->tile_rows * t->tile_columns; }
+INLINE enum form form_of(const pictures *p) { return p->pooled ? POOLED : p->marks ? MARKED : PLAIN; }
+
+INLINE place place_of(const task *t, long tile) {
+    long row = tile / t->tile_columns;
+    return (place){row / t->tile_rows, row % t->tile_rows * OUT, tile % t->tile_columns * OUT};
+}
+
+/* ---- transforms of a line, by the paper's matrices: at the points 0, 1, -1, infinity, or 0, 1, -1, 2, -2, infinity.
+ * Elements are `s` and `t` vectors apart. ---- */
+
+INLINE void input_line(const vector *d, int s, vector *v, int t) { /* B^T d: SIDE to SIDE */
+#if SIDE == 4
+    v[0] = d[0] - d[2 * s];
+    v[t] = d[s] + d[2 * s];
+    v[2 * t] = d[2 * s] - d[s];
+    v[3 * t] = d[s] - d[3 * s];
+#else
+    vector even = d[4 * s] - 4.0f * d[2 * s], odd = d[3 * s] - 4.0f * d[s];
+    vector less = d[4 * s] - d[2 * s], twice = 2.0f * (d[3 * s] - d[s]);
+    v[0] = 4.0f * (d[0] - d[2 * s]) + less;
+    v[t] = even + odd;
+    v[2 * t] = even - odd;
+    v[3 * t] = less + twice;
+    v[4 * t] = less - twice;
+    v[5 * t] = d[5 * s] - d[3 * s] - 4.0f * (d[3 * s] - d[s]);
+#endif
+}
+
+INLINE void output_line(const vector *m, int s, vector *y, int t) { /* A^T m: SIDE to OUT */
+    vector sum = m[s] + m[2 * s], difference = m[s] - m[2 * s];
+#if SIDE == 4
+    y[0] = m[0] + sum;
+    y[t] = difference - m[3 * s];
+#else
+    vector sum_2 = m[3 * s] + m[4 * s], difference_2 = m[3 * s] - m[4 * s];
+    y[0] = m[0] + sum + sum_2;
+    y[t] = difference + 2.0f * difference_2;
+#if OUT == 4
+    y[2 * t] = sum + 4.0f * sum_2;
+    y[3 * t] = difference + 8.0f * difference_2 + m[5 * s];
+#else
+    y[t] += m[5 * s];
+#endif
+#endif
+}
+
+INLINE void gradient_line(const vector *y, int s, vector *z, int t) { /* A y: OUT to SIDE */
+#if SIDE == 4
+    z[0] = y[0];
+    z[t] = y[0] + y[s];
+    z[2 * t] = y[0] - y[s];
+    z[3 * t] = -y[s];
+#else
+    vector even = y[0], odd = y[s], even_2 = y[0], odd_2 = 2.0f * y[s];
+#if OUT == 4
+    even += y[2 * s], odd += y[3 * s], even_2 += 4.0f * y[2 * s], odd_2 += 8.0f * y[3 * s];
+#endif
+    z[0] = y[0];
+    z[t] = even + odd;
+    z[2 * t] = even - odd;
+    z[3 * t] = even_2 + odd_2;
+    z[4 * t] = even_2 - odd_2;
+    z[5 * t] = y[(OUT - 1) * s];
+#endif
+}
+
+INLINE void weight_line(const vector *g, int s, vector *u, int t) { /* G g: KERNEL to SIDE */
+    vector even = g[0] + g[2 * s], odd = g[s];
+#if SIDE == 4
+    u[0] = g[0];
+    u[t] = 0.5f * (even + odd);
+    u[2 * t] = 0.5f * (even - odd);
+    u[3 * t] = g[2 * s];
+#else
+    vector even_2 = g[0] + 4.0f * g[2 * s], odd_2 = 2.0f * g[s];
+#if KERNEL == 5
+    even += g[4 * s], odd += g[3 * s], even_2 += 16.0f * g[4 * s], odd_2 += 8.0f * g[3 * s];
+#endif
+    u[0] = g[0] * (1 / 4.0f);
+    u[t] = (even + odd) * (-1 / 6.0f);
+    u[2 * t] = (even - odd) * (-1 / 6.0f);
+    u[3 * t] = (even_2 + odd_2) * (1 / 24.0f);
+    u[4 * t] = (even_2 - odd_2) * (1 / 24.0f);
+    u[5 * t] = g[(KERNEL - 1) * s];
+#endif
+}
+
+INLINE void weight_gradient_line(const vector *u, int s, vector *g, int t) { /* G^T u: SIDE to KERNEL */
+#if SIDE == 4
+    vector sum = 0.5f * (u[s] + u[2 * s]), difference = 0.5f * (u[s] - u[2 * s]);
+    g[0] = u[0] + sum;
+    g[t] = difference;
+    g[2 * t] = sum + u[3 * s];
+#else
+    vector sum = (u[s] + u[2 * s]) * (-1 / 6.0f), difference = (u[s] - u[2 * s]) * (-1 / 6.0f);
+    vector sum_2 = (u[3 * s] + u[4 * s]) * (1 / 24.0f), difference_2 = (u[3 * s] - u[4 * s]) * (1 / 24.0f);
+    UNROLL for (int i = 0; i < KERNEL; i++)
+        g[i * t] = i % 2 ? difference + (float)(1 << i) * difference_2 : sum + (float)(1 << i) * sum_2;
+    g[0] += u[0] * (1 / 4.0f);
+    g[(KERNEL - 1) * t] += u[5 * s];
+#endif
+}
+
+/* From FROM x FROM vectors to TO x TO: columns, then rows. */
+#define IN_BOTH_DIRECTIONS(NAME, LINE, FROM, TO)                                                                \
+    INLINE void NAME(const vector in[FROM * FROM], vector out[TO * TO]) {                                        \
+        vector between[TO * FROM];                                                                              \
+        UNROLL for (int j = 0; j < FROM; j++) LINE(in + j, FROM, between + j, FROM);                            \
+        UNROLL for (int i = 0; i < TO; i++) LINE(between + i * FROM, 1, out + i * TO, 1);                       \
+    }
+IN_BOTH_DIRECTIONS(transform_input, input_line, SIDE, SIDE)
+IN_BOTH_DIRECTIONS(transform_output, output_line, SIDE, OUT)
+IN_BOTH_DIRECTIONS(transform_gradient, gradient_line, OUT, SIDE)
+IN_BOTH_DIRECTIONS(transform_weight, weight_line, KERNEL, SIDE)
+IN_BOTH_DIRECTIONS(transform_weight_gradient, weight_gradient_line, SIDE, KERNEL)
+
+/* ---- squares of pictures ---- */
+
+typedef struct {
+    const element *values[POINTS];
+    const uint8_t *marks[POINTS];
+} patch; /* where the pixels of a square begin */
+
+/* The square of side x side pixels from (y, x) on; zeros outside of the picture, and without `inside`. */
+INLINE patch patch_at(const pictures *from, enum form form, int inside, long image, long y, long x, int side) {
+    static const element zeros[MOST_CHANNELS];
+    static const uint8_t none[MOST_CHANNELS];
+    patch square;
+    UNROLL for (int i = 0; i < side * side; i++) {
+        long row = y + i / side, column = x + i % side, h = from->h, w = from->w;
+        int there = inside && row >= 0 && column >= 0;
+        if (form == POOLED) row >>= 1, column >>= 1, h >>= 1, w >>= 1;
+        long pixel = ((image * h + row) * w + column) * from->channels;
+        there = there && row < h && column < w;
+        square.values[i] = there ? from->values + pixel : zeros;
+        if (form != PLAIN) square.marks[i] = there ? from->marks + pixel : none;
+    }
+    return square;
+}
+
+/* A vector of channels of pixel i in `many` squares, as many of each; 0 where the mark is not `mark` */
+INLINE vector load_pixels(const patch *squares, int many, enum form form, int i, uint8_t mark, long c) {
+    elements e;
+    int each = LANES / many;
+    for (int k = 0; k < many; k++)
+        memcpy((element *)&e + each * k, squares[k].values[i] + c, each * sizeof(element));
+#if BF16
+    bits v = __builtin_convertvector(e, bits) << 16;
+#else
+    bits v = (bits)e;
+#endif
+    if (form != PLAIN) {
+        bytes marks;
+        for (int k = 0; k < many; k++) memcpy((uint8_t *)&marks + each * k, squares[k].marks[i] + c, each);
+        v &= (bits)__builtin_convertvector((signed_bytes)(marks == mark), signs);
+    }
+    return (vector)v;
+}
+
+/* Of `many` squares that begin `before` rows and columns before an even one, each with a side of `side` pixels */
+INLINE void load_squares(const patch *squares, int many, enum form form, int side, long before, long c, vector *d) {
+    UNROLL for (int i = 0; i < side * side; i++) {
+        uint8_t mark = form == POOLED ? (i / side + before) % 2 * 2 + (i % side + before) % 2 : 0;
+        d[i] = load_pixels(squares, many, form, i, mark, c);
+    }
+}
+
+PRODUCT(product_of_rows, ROWS)
+PRODUCT(product_of_group, GROUP)
+
+/* ---- the weights ---- */
+
+/* Those of a channel and a panel of filters: taps[i][PANEL / LANES] */
+INLINE void load_weights(const task *t, long channel, long panel, vector taps[TAPS][2]) {
+    float gathered[TAPS][PANEL] = {0};
+    long filters = smaller(PANEL, t->y.channels - panel * PANEL);
+    for (int i = 0; i < TAPS; i++) {
+        const float *from = t->weight + channel * t->strides[1] + i / KERNEL * t->strides[2] +
+                            i % KERNEL * t->strides[3] + panel * PANEL * t->strides[0];
+        for (long f = 0; f < filters; f++) gathered[i][f] = from[f * t->strides[0]];
+    }
+    memcpy(taps, gathered, sizeof gathered);
+}
+
+static void transform_weights(const task *t, long channel) {
+    long depth = t->x.channels / PER_WORD;
+    for (long panel = 0; panel < panels(t->y.channels); panel++) {
+        vector taps[TAPS][2];
+        load_weights(t, channel, panel, taps);
+        for (int half = 0; half < 2; half++) {
+            vector in[TAPS], out[POINTS];
+            UNROLL for (int i = 0; i < TAPS; i++) in[i] = taps[i][half];
+            transform_weight(in, out);
+            for (int p = 0; p < POINTS; p++) {
+                elements e = narrow(out[p]);
+                word *to = t->transformed + ((panel * POINTS + p) * depth + channel / PER_WORD) * PANEL + half * LANES;
+#if BF16
+                for (int i = 0; i < LANES; i++) ((element *)(to + i))[channel % 2] = e[i];
+#else
+                memcpy(to, &e, sizeof e);
+#endif
+            }
+        }
+    }
+}
+
+/* ---- the convolution ---- */
+
+INLINE long v_plane(const task *t) { return t->block * t->x.channels + SPREAD / sizeof(element); }
+INLINE long m_plane(const task *t) { return t->block * PANEL + SPREAD / sizeof(float); }
+
+/* v[point][tile][channel], of `many` tiles at once */
+INLINE void transform_some_inputs(const task *t, int many, enum form form, long first, long last, element *v) {
+    int each = LANES / many;
+    for (long tile = first; tile < last; tile += many) {
+        patch tiles[PAIR];
+        for (int k = 0; k < many; k++) {
+            place at = place_of(t, tile + k);
+            tiles[k] = patch_at(&t->x, form, tile + k < last, at.image, at.y - t->padding, at.x - t->padding, SIDE);
+        }
+        for (long c = 0; c < t->x.channels; c += each) {
+            vector pixels[POINTS], points[POINTS];
+            load_squares(tiles, many, form, SIDE, t->padding, c, pixels);
+            transform_input(pixels, points);
+            UNROLL for (int p = 0; p < POINTS; p++) {
+                elements e = narrow(points[p]);
+                element *to = v + p * v_plane(t) + (tile - first) * t->x.channels + c;
+                for (int k = 0; k < many; k++)
+                    memcpy(to + k * t->x.channels, (element *)&e + each * k, each * sizeof(element));
+            }
+        }
+    }
+}
+
+INLINE void transform_inputs(const task *t, enum form form, long first, long last, element *v) {
+    if (t->x.channels % LANES == 0)
+        transform_some_inputs(t, 1, form, first, last, v);
+    else
+        transform_some_inputs(t, PAIR, form, first, last, v);
+}
+
+/* As many channels as there are, LANES or 8 */
+INLINE void write_channels(const task *t, long c, void *to, const void *from, int bytes_each) {
+    if (t->y.channels - c >= LANES)
+        memcpy(to, from, LANES * bytes_each);
+    else
+        memcpy(to, from, 8 * bytes_each);
+}
+
+/* With marks and ReLU, where those are wanted */
+INLINE void write(const task *t, enum form form, long pixel, long c, vector v, bits marks) {
+    long at = pixel * t->y.channels + c;
+    if (form != PLAIN) {
+        if (t->relu) {
+            bits dead = (bits)(v <= 0.0f); /* NaN stays, as in PyTorch */
+            v = chosen(dead, (vector){0}, v), marks |= dead & DEAD;
+        }
+        bytes narrowed = __builtin_convertvector(marks, bytes);
+        write_channels(t, c, t->y.marks + at, &narrowed, 1);
+    }
+    elements e = narrow(v);
+    write_channels(t, c, t->y.values + at, &e, sizeof(element));
+}
+
+/* Of the four outputs from y on, `row` vectors from row to row */
+INLINE void write_largest(const task *t, long pixel, long c, const vector *y, int row) {
+    vector largest = y[0];
+    bits which = {0};
+    UNROLL for (int i = 1; i < 4; i++) {
+        vector other = y[i / 2 * row + i % 2];
+        bits more = (bits)(other > largest) | (bits)(other != other); /* NaN stays, as in PyTorch */
+        largest = chosen(more, other, largest);
+        which = (which & ~more) | (i & more);
+    }
+    write(t, POOLED, pixel, c, largest, which);
+}
+
+INLINE vector load_bias(const task *t, long c) {
+    vector bias = {0};
+    if (t->bias) memcpy(&bias, t->bias + c, smaller(LANES, t->y.channels - c) * sizeof *t->bias);
+    return bias;
+}
+
+INLINE void write_outputs(const task *t, enum form form, long first, long last, long panel, const float *m) {
+    int step = form == POOLED ? 2 : 1;
+    long h = t->y.h / step, w = t->y.w / step;
+    for (long c = panel * PANEL; c < smaller(t->y.channels, (panel + 1) * PANEL); c += LANES) {
+        vector bias = load_bias(t, c);
+        for (long tile = first; tile < last; tile++) {
+            place at = place_of(t, tile);
+            vector points[POINTS], y[OUT * OUT];
+            UNROLL for (int p = 0; p < POINTS; p++)
+                points[p] = load(m + p * m_plane(t) + (tile - first) * PANEL + c % PANEL);
+            transform_output(points, y);
+            UNROLL for (int i = 0; i < OUT * OUT; i++) y[i] += bias;
+            UNROLL for (int i = 0; i < OUT; i += step)
+                UNROLL for (int j = 0; j < OUT; j += step) {
+                    long row = (at.y + i) / step, column = (at.x + j) / step;
+                    if (row >= h || column >= w) continue;
+                    long pixel = (at.image * h + row) * w + column;
+                    if (form == POOLED)
+                        write_largest(t, pixel, c, y + i * OUT + j, OUT);
+                    else
+                        write(t, form, pixel, c, y[i * OUT + j], (bits){0});
+                }
+        }
+    }
+}
+
+/* Of the tiles from `first` to `last`, with memory for transformed inputs and outputs */
+static void convolve_block(const task *t, long first, long last, element *v, float *m) {
+    long ci = t->x.channels, depth = ci / PER_WORD;
+    switch (form_of(&t->x)) {
+    case PLAIN: transform_inputs(t, PLAIN, first, last, v); break;
+    case MARKED: transform_inputs(t, MARKED, first, last, v); break;
+    case POOLED: transform_inputs(t, POOLED, first, last, v); break;
+    }
+    for (long panel = 0; panel < panels(t->y.channels); panel++) {
+        for (long p = 0; p < POINTS; p++) {
+            const word *u = t->transformed + (panel * POINTS + p) * depth * PANEL;
+            for (long row = 0; row < last - first; row += ROWS)
+                product_of_rows((const word *)(v + p * v_plane(t) + row * ci), depth, 1, u, PANEL,
+                                m + p * m_plane(t) + row * PANEL, PANEL, depth, 0);
+        }
+        switch (form_of(&t->y)) {
+        case PLAIN: write_outputs(t, PLAIN, first, last, panel, m); break;
+        case MARKED: write_outputs(t, MARKED, first, last, panel, m); break;
+        case POOLED: write_outputs(t, POOLED, first, last, panel, m); break;
+        }
+    }
+}
+
+static void convolve_as_thread(void *data) {
+    task *t = data;
+    element *v = (element *)(t->workspace + atomic_fetch_add(&t->entered, 1) * workspace_bytes(t));
+    float *m = (float *)(v + POINTS * v_plane(t));
+    for (long c; (c = take(&t->first_phase)) < t->x.channels; done(&t->first_phase)) transform_weights(t, c);
+    memset(v, 0, POINTS * v_plane(t) * sizeof *v); /* rows past the last tile are multiplied too */
+    wait_for(&t->first_phase, t->x.channels);
+    for (long first; (first = t->block * take(&t->second_phase)) < all_tiles(t);)
+        convolve_block(t, first, smaller(first + t->block, all_tiles(t)), v, m);
+}
+
+/* ---- the gradient of the weights: what is summed over is the tiles ---- */
+
+INLINE long depth_of_block(void) { return GRADIENT_BLOCK / PER_WORD; }
+INLINE long x_plane(const task *t) { return depth_of_block() * t->x.channels + SPREAD / sizeof(word); }
+INLINE long z_plane(const task *t) {
+    return depth_of_block() * panels(t->y.channels) * PANEL + SPREAD / sizeof(word);
+}
+
+/* 8 channels of PAIR tiles, or LANES of one, from tile `at` on: words[tile / PER_WORD][stride], the second 8 of one
+ * tile `further` on */
+INLINE void store_tiles(word *words, int many, long stride, long further, long at, vector v) {
+    elements e = narrow(v);
+#if BF16 /* two tiles are one word */
+    const __m256i zip = _mm256_set_epi16(15, 7, 14, 6, 13, 5, 12, 4, 11, 3, 10, 2, 9, 1, 8, 0);
+    __m256i zipped = _mm256_permutexvar_epi16(zip, (__m256i)e);
+    memcpy(words + at / 2 * stride, &zipped, sizeof zipped);
+#else
+    for (int i = 0; i < PAIR; i++)
+        memcpy(words + at * stride + i * (many == 1 ? further : stride), (word *)&e + 8 * i, 8 * sizeof(word));
+#endif
+}
+
+/* v[point][channel / GROUP][tile][GROUP] of a block's tiles, PER_WORD of them a word */
+INLINE void transform_under(const task *t, int many, long first, long last, word *v) {
+    long depth = depth_of_block();
+    for (long tile = 0; tile < GRADIENT_BLOCK; tile += many) {
+        patch under[PAIR];
+        for (int k = 0; k < many; k++) {
+            place at = place_of(t, first + tile + k);
+            int inside = first + tile + k < last;
+            under[k] = patch_at(&t->x, PLAIN, inside, at.image, at.y - t->padding, at.x - t->padding, SIDE);
+        }
+        for (long c = 0; c < t->x.channels; c += LANES / many) {
+            vector pixels[POINTS], points[POINTS];
+            load_squares(under, many, PLAIN, SIDE, t->padding, c, pixels);
+            transform_input(pixels, points);
+            UNROLL for (int p = 0; p < POINTS; p++)
+                store_tiles(v + p * x_plane(t) + c * depth, many, GROUP, GROUP * depth, tile, points[p]);
+        }
+    }
+}
+
+/* z[point][panel][tile][PANEL] likewise, and the sums of a gradient of the bias */
+INLINE void transform_above(const task *t, int many, enum form form, long first, long last, word *z, float *bias) {
+    for (long tile = 0; tile < GRADIENT_BLOCK; tile += many) {
+        patch above[PAIR];
+        for (int k = 0; k < many; k++) {
+            place at = place_of(t, first + tile + k);
+            above[k] = patch_at(&t->y, form, first + tile + k < last, at.image, at.y, at.x, OUT);
+        }
+        for (long c = 0; c < t->y.channels; c += LANES / many) {
+            vector pixels[OUT * OUT], points[POINTS];
+            word *column = z + c / PANEL * PANEL * depth_of_block() + c % PANEL;
+            load_squares(above, many, form, OUT, 0, c, pixels);
+            transform_gradient(pixels, points);
+            UNROLL for (int p = 0; p < POINTS; p++) store_tiles(column + p * z_plane(t), many, PANEL, 8, tile, points[p]);
+            vector sum = load(bias + c * many) + points[SIDE + 1]; /* at the point (1, 1) it is that of all outputs */
+            memcpy(bias + c * many, &sum, sizeof sum);
+        }
+    }
+}
+
+/* Tiles of a transform at once: bfloat16 takes two for a word */
+INLINE int tiles_at_once(long channels) { return PER_WORD == 1 && channels % LANES == 0 ? 1 : PAIR; }
+
+INLINE void transform_block(const task *t, enum form form, long first, long last, word *v, word *z, float *bias) {
+    if (tiles_at_once(t->x.channels) == 1)
+        transform_under(t, 1, first, last, v);
+    else
+        transform_under(t, PAIR, first, last, v);
+    if (tiles_at_once(t->y.channels) == 1)
+        transform_above(t, 1, form, first, last, z, bias);
+    else
+        transform_above(t, PAIR, form, first, last, z, bias);
+}
+
+/* Of the tiles of a part, to its own sums */
+static void sum_gradients(const task *t, long part, word *v, word *z) {
+    long ci = t->x.channels, wide = panels(t->y.channels) * PANEL, depth = depth_of_block(), tiles = all_tiles(t);
+    float *sums = t->sums + part * POINTS * ci * wide, *bias = t->bias_sums + part * wide * PAIR;
+    long begin = tiles * part / t->parts, end = tiles * (part + 1) / t->parts;
+    memset(bias, 0, wide * PAIR * sizeof *bias);
+    for (long first = begin; first < end; first += GRADIENT_BLOCK) {
+        switch (form_of(&t->y)) {
+        case PLAIN: transform_block(t, PLAIN, first, end, v, z, bias); break;
+        case MARKED: transform_block(t, MARKED, first, end, v, z, bias); break;
+        case POOLED: transform_block(t, POOLED, first, end, v, z, bias); break;
+        }
+        for (long p = 0; p < POINTS; p++)
+            for (long column = 0; column < wide; column += PANEL)
+                for (long c = 0; c < ci; c += GROUP)
+                    product_of_group(v + p * x_plane(t) + c * depth, 1, GROUP, z + p * z_plane(t) + column * depth,
+                                     PANEL, sums + (p * wide + column) * ci + c * PANEL, PANEL, depth,
+                                     first > begin);
+    }
+}
+
+/* The sums of all parts, of one input channel, transformed, to where the gradient is wanted */
+static void finish_gradient(const task *t, long c) {
+    long ci = t->x.channels, co = t->y.channels, wide = panels(co) * PANEL;
+    for (long column = 0; column < co; column += LANES) {
+        vector points[POINTS] = {0}, taps[TAPS];
+        const float *from = t->sums + column / PANEL * PANEL * ci + c * PANEL + column % PANEL;
+        for (long part = 0; part < t->parts; part++, from += POINTS * ci * wide)
+            for (int p = 0; p < POINTS; p++) points[p] += load(from + p * wide * ci);
+        transform_weight_gradient(points, taps);
+        for (int i = 0; i < TAPS; i++) {
+            float *to = t->weight + c * t->strides[1] + i / KERNEL * t->strides[2] + i % KERNEL * t->strides[3];
+            for (long f = 0; f < smaller(LANES, co - column); f++) to[(column + f) * t->strides[0]] = taps[i][f];
+        }
+    }
+}
+
+static void sum_as_thread(void *data) {
+    task *t = data;
+    word *v = (word *)(t->workspace + atomic_fetch_add(&t->entered, 1) * workspace_bytes(t));
+    word *z = v + POINTS * x_plane(t);
+    memset(z, 0, POINTS * z_plane(t) * sizeof *z); /* columns past the last channel are multiplied too */
+    for (long part; (part = take(&t->first_phase)) < t->parts; done(&t->first_phase)) sum_gradients(t, part, v, z);
+    wait_for(&t->first_phase, t->parts);
+    for (long c; (c = take(&t->second_phase)) < t->x.channels;) finish_gradient(t, c);
+}
+
+static void finish_bias(const task *t) {
+    long wide = panels(t->y.channels) * PANEL;
+    int many = tiles_at_once(t->y.channels), each = LANES / many;
+    for (long c = 0; c < t->y.channels; c++) {
+        float sum = 0.0f;
+        for (long part = 0; part < t->parts; part++)
+            for (int k = 0; k < many; k++)
+                sum += t->bias_sums[part * wide * PAIR + c / each * LANES + k * each + c % each];
+        t->bias[c] = sum;
+    }
+}
+
+/* ---- what is called ---- */
+
+/* Tiles, and blocks of them: to be called first, with all that says how large things are */
+void plan(task *t) {
+    int pooled = t->y.pooled ? 2 : 1;
+    t->tile_rows = (t->y.h / pooled * pooled + OUT - 1) / OUT;
+    t->tile_columns = (t->y.w / pooled * pooled + OUT - 1) / OUT;
+    long fitting = MOST_BYTES / (POINTS * t->x.channels * sizeof(element)) / ROWS * ROWS;
+    t->block = larger(ROWS, smaller(fitting, MOST_TILES));
+}
+
+/* That a thread needs for either function */
+long workspace_bytes(const task *t) {
+    long convolution = POINTS * (v_plane(t) * sizeof(element) + m_plane(t) * sizeof(float));
+    long gradient = POINTS * (x_plane(t) + z_plane(t)) * sizeof(word);
+    return (larger(convolution, gradient) + 63) / 64 * 64;
+}
+
+/* y from x, weight and bias */
+void convolve(task *t) { t->parallel(convolve_as_thread, t, t->threads, 0); }
+
+/* weight and bias, which are gradients, from x and y, which is one. Which thread does which part changes no result. */
+void weight_gradient(task *t) {
+    t->parallel(sum_as_thread, t, t->threads, 0);
+    if (t->bias) finish_bias(t);
+}
