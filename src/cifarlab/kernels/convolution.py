@@ -96,6 +96,7 @@ class _Task(ctypes.Structure):
         *((name, _Pictures) for name in ("x", "y")),
         ("weight", ctypes.c_void_p),
         ("strides", ctypes.c_long * 4),
+        *((name, ctypes.c_long) for name in ("size", "first_tap")),
         *((name, ctypes.c_void_p) for name in ("bias", "transformed", "sums", "bias_sums", "workspace")),
         *((name, ctypes.c_long) for name in ("parts", "tile_rows", "tile_columns", "block", "entered")),
         *((name, _Phase) for name in ("first_phase", "second_phase")),
@@ -147,12 +148,7 @@ def own_conv2d(
     if not _suits(input, weight, stride, padding, dilation, groups):
         return None
     images = input.to(_dtype(input))
-    if padding == "same":
-        padding = weight.shape[2] // 2
-        if weight.shape[2] == 2:  # that of 3x3 whose first row and column are zeros
-            weight = F.pad(weight, (1, 0, 1, 0))
-    if missing := -images.shape[1] % GROUP:
-        images, weight = (F.pad(part, (0, 0, 0, 0, 0, missing)) for part in (images, weight))
+    padding = weight.shape[2] // 2 if padding == "same" else padding
     return _Convolution.apply(images, weight, bias, _both(padding)[0], pooled, relu)
 
 
@@ -165,12 +161,13 @@ def _suits(
     groups: int,
 ) -> bool:
     filters, channels, size, other_size = weight.shape
-    kernels = _chosen().get((_dtype(images), size + (padding == "same" and size == 2)))
+    kernels = _chosen().get((_dtype(images), _odd(size) if padding == "same" else size))
     if (
         kernels is None
         or [*_both(stride), *_both(dilation), groups] != [1, 1, 1, 1, 1]
         or images.ndim != 4
         or images.shape[1] != channels
+        or (channels % GROUP != 0 and images.requires_grad)
         or size != other_size
         or filters % GROUP != 0
         or max(channels, filters) > MOST_CHANNELS
@@ -233,7 +230,7 @@ class _Convolution(torch.autograd.Function):
         relu: bool,
     ) -> Tensor:
         n, _, *size = images.shape
-        ctx.size = tuple(side + 2 * padding + 1 - weight.shape[2] for side in size)
+        ctx.size = tuple(side + 2 * padding + 1 - _odd(weight.shape[2]) for side in size)
         shape = (n, len(weight), *(side // 2 if pooled else side for side in ctx.size))
         output = _empty(shape, images.dtype)
         marks = _empty(shape, torch.uint8) if pooled or relu else None
@@ -255,16 +252,28 @@ class _Convolution(torch.autograd.Function):
         of_images = of_weight = of_bias = None
         if wants_images:
             of_images = _empty(tuple(images.shape), images.dtype)
-            before = weight.shape[2] - 1 - ctx.padding
+            before = _odd(weight.shape[2]) - 1 - ctx.padding
             turned = weight.detach().float().flip(2, 3).transpose(0, 1)
             _convolve(
-                outputs, _pictures(of_images), turned, None, images.dtype, n=len(images), padding=before
+                outputs,
+                _pictures(of_images),
+                turned,
+                None,
+                images.dtype,
+                n=len(images),
+                padding=before,
+                turned=True,
             )
         if wants_weight or wants_bias:
             of_weight, of_bias = _weight_gradient(images, outputs, weight, ctx.padding)
             of_weight = of_weight.to(weight.dtype)
             of_bias = of_bias.to(ctx.bias_dtype) if wants_bias else None
         return of_images, of_weight, of_bias, None, None, None
+
+
+def _odd(size: int) -> int:
+    """A kernel of 2x2 is one of 3x3 whose first row and column are zeros."""
+    return size + (size == 2)
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -293,13 +302,15 @@ def _convolve(
     n: int,
     padding: int,
     relu: bool = False,
+    turned: bool = False,
 ) -> None:
     """Write `outputs`, of `images` and a float32 `weight` (filters, channels, k, k)."""
-    kernels = _chosen()[dtype, weight.shape[2]]
+    kernels = _chosen()[dtype, _odd(weight.shape[2])]
     bias = None if bias is None else bias.detach().float()
-    words = kernels.side**2 * _wide(kernels, outputs) * images.channels * dtype.itemsize // 4
+    words = kernels.side**2 * _wide(kernels, outputs) * -(-images.channels * dtype.itemsize // 4)
     transformed = torch.empty(words, dtype=torch.float32, device="cpu")
     task = _task(images, outputs, weight, bias, n=n, padding=padding)
+    task.first_tap = 0 if turned else task.first_tap
     task.relu, task.transformed = relu, transformed.data_ptr()
     _run(kernels, "convolve", task)
 
@@ -308,10 +319,10 @@ def _weight_gradient(
     images: Tensor, outputs: _Pictures, weight: Tensor, padding: int
 ) -> tuple[Tensor, Tensor]:
     """float32, in the shapes of `weight` and the bias; `outputs` has the gradient."""
-    kernels = _chosen()[images.dtype, weight.shape[2]]
+    kernels = _chosen()[images.dtype, _odd(weight.shape[2])]
     n, channels, height, width = images.shape
     wide, points = _wide(kernels, outputs), kernels.side**2
-    part = points * wide * channels
+    part = points * wide * -(-channels // GROUP) * GROUP
     tiles = n * _tiles(kernels, height, width, padding)
     parts = max(1, min(torch.get_num_threads(), tiles // TILES_OF_A_PART, MOST_BYTES_OF_PARTS // (4 * part)))
     sums = torch.empty(parts * (part + 2 * wide), dtype=torch.float32, device="cpu")
@@ -340,6 +351,8 @@ def _task(
         y=outputs,
         weight=weight.data_ptr(),
         strides=weight.stride(),
+        size=weight.shape[2],
+        first_tap=_odd(weight.shape[2]) - weight.shape[2],
         bias=_address(bias),
     )
 

@@ -87,22 +87,18 @@ INLINE vector multiply_add(vector a, vector b, vector sum) {
 #endif
 }
 
-/* c[MANY][PANEL] = (or +=) a b: words of a are `row` and `step` apart, rows of b and c `b_row` and `c_row` */
-#define PRODUCT(NAME, MANY)                                                                                       \
+/* c[MANY][WIDE vectors] = (or +=) a b: words of a are `row` and `step` apart, rows of b and c `b_row` and `c_row` */
+#define PRODUCT(NAME, MANY, WIDE)                                                                                     \
     static void NAME(const word *a, long row, long step, const word *b, long b_row, float *c, long c_row,         \
                      long depth, int add) {                                                                       \
-        vector sum[MANY][2];                                                                                      \
-        UNROLL for (int r = 0; r < MANY; r++) {                                                                   \
-            sum[r][0] = add ? load(c + r * c_row) : (vector){0};                                                  \
-            sum[r][1] = add ? load(c + r * c_row + LANES) : (vector){0};                                          \
-        }                                                                                                         \
-        for (long k = 0; k < depth; k++) {                                                                        \
-            vector b0 = load(b + k * b_row), b1 = load(b + k * b_row + LANES);                                    \
+        vector sum[MANY][WIDE];                                                                                   \
+        UNROLL for (int r = 0; r < MANY; r++)                                                                     \
+            UNROLL for (int i = 0; i < WIDE; i++) sum[r][i] = add ? load(c + r * c_row + i * LANES) : (vector){0}; \
+        for (long k = 0; k < depth; k++)                                                                          \
             UNROLL for (int r = 0; r < MANY; r++) {                                                               \
                 vector w = splat(a[r * row + k * step]);                                                          \
-                sum[r][0] = multiply_add(w, b0, sum[r][0]);                                                       \
-                sum[r][1] = multiply_add(w, b1, sum[r][1]);                                                       \
+                UNROLL for (int i = 0; i < WIDE; i++)                                                             \
+                    sum[r][i] = multiply_add(w, load(b + k * b_row + i * LANES), sum[r][i]);                      \
             }                                                                                                     \
-        }                                                                                                         \
         UNROLL for (int r = 0; r < MANY; r++) memcpy(c + r * c_row, sum[r], sizeof sum[r]);                       \
     }

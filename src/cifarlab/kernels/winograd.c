@@ -1,7 +1,7 @@
 /* Convolutions with stride 1, with or without rows and columns of zeros around, by Winograd's method (Lavin and Gray,
  * "Fast Algorithms for Convolutional Neural Networks", CVPR 2016). A tile of SIDE x SIDE inputs gives OUT x OUT outputs
  * for SIDE x SIDE multiplications: F(4x4, 3x3) has 36 in place of 144, F(2x2, 5x5) 36 in place of 100, F(2x2, 3x3) 16 in
- * place of 36. Pictures are (N, H, W, C) with C a multiple of 8. A block of tiles is transformed, multiplied and
+ * place of 36. Pictures are (N, H, W, C), outputs with C a multiple of 8. A block of tiles is transformed, multiplied and
  * transformed back before the next one, so that what is between stays in a core's cache.
  *
  * 2x2 max-pooling and ReLU may follow at once: with pooling the largest of four outputs is all that is written. One byte
@@ -37,6 +37,7 @@ typedef struct {
     pictures x, y;         /* y: the outputs, or their gradient */
     float *weight;         /* element (f, c, i, j) at f, c, i, j times these, or the gradient */
     long strides[4];
+    long size, first_tap;  /* rows and columns that `weight` has, and where in the kernel; the others are zeros */
     float *bias;           /* of the outputs, or its gradient, in whole panels; may be NULL */
     word *transformed;     /* weights: [panel][point][channel][PANEL] */
     float *sums;           /* of the gradient: [part][point][panel][channel / GROUP][GROUP][PANEL] */
@@ -51,12 +52,16 @@ typedef struct {
     long image, y, x; /* of the upper left output */
 } place;
 
-enum form { PLAIN, MARKED, POOLED };
+enum form { PLAIN, PARTIAL, MARKED, POOLED }; /* PARTIAL: plain, and channels are no multiple of 8 */
 
 long workspace_bytes(const task *t);
 
 INLINE long all_tiles(const task *t) { return t->n * t->tile_rows * t->tile_columns; }
-INLINE enum form form_of(const pictures *p) { return p->pooled ? POOLED : p->marks ? MARKED : PLAIN; }
+INLINE long whole_groups(long channels) { return (channels + 7) / 8 * 8; }
+INLINE long depth_of(long channels) { return (channels + PER_WORD - 1) / PER_WORD; } /* in words */
+INLINE enum form form_of(const pictures *p) {
+    return p->pooled ? POOLED : p->marks ? MARKED : p->channels % 8 ? PARTIAL : PLAIN;
+}
 
 INLINE place place_of(const task *t, long tile) {
     long row = tile / t->tile_columns;
@@ -191,23 +196,40 @@ INLINE patch patch_at(const pictures *from, enum form form, int inside, long ima
         long pixel = ((image * h + row) * w + column) * from->channels;
         there = there && row < h && column < w;
         square.values[i] = there ? from->values + pixel : zeros;
-        if (form != PLAIN) square.marks[i] = there ? from->marks + pixel : none;
+        if (form >= MARKED) square.marks[i] = there ? from->marks + pixel : none;
     }
     return square;
 }
 
+/* 8 channels, of which `there` are there: the others are 0, and are not touched */
+INLINE void load_partial(const element *from, long there, element *to) {
+#if BF16
+    __m128i e = _mm_maskz_loadu_epi16((1 << there) - 1, from);
+#elif LANES == 16
+    __m256 e = _mm256_maskz_loadu_ps((1 << there) - 1, from);
+#else
+    __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(there), _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0));
+    __m256 e = _mm256_maskload_ps(from, mask);
+#endif
+    memcpy(to, &e, sizeof e);
+}
+
 /* A vector of channels of pixel i in `many` squares, as many of each; 0 where the mark is not `mark` */
-INLINE vector load_pixels(const patch *squares, int many, enum form form, int i, uint8_t mark, long c) {
+INLINE vector load_pixels(const pictures *from, const patch *squares, int many, enum form form, int i, uint8_t mark,
+                          long c) {
     elements e;
     int each = LANES / many;
     for (int k = 0; k < many; k++)
-        memcpy((element *)&e + each * k, squares[k].values[i] + c, each * sizeof(element));
+        if (form == PARTIAL && c + 8 > from->channels)
+            load_partial(squares[k].values[i] + c, from->channels - c, (element *)&e + each * k);
+        else
+            memcpy((element *)&e + each * k, squares[k].values[i] + c, each * sizeof(element));
 #if BF16
     bits v = __builtin_convertvector(e, bits) << 16;
 #else
     bits v = (bits)e;
 #endif
-    if (form != PLAIN) {
+    if (form >= MARKED) {
         bytes marks;
         for (int k = 0; k < many; k++) memcpy((uint8_t *)&marks + each * k, squares[k].marks[i] + c, each);
         v &= (bits)__builtin_convertvector((signed_bytes)(marks == mark), signs);
@@ -216,32 +238,42 @@ INLINE vector load_pixels(const patch *squares, int many, enum form form, int i,
 }
 
 /* Of `many` squares that begin `before` rows and columns before an even one, each with a side of `side` pixels */
-INLINE void load_squares(const patch *squares, int many, enum form form, int side, long before, long c, vector *d) {
+INLINE void load_squares(const pictures *from, const patch *squares, int many, enum form form, int side, long before,
+                         long c, vector *d) {
     UNROLL for (int i = 0; i < side * side; i++) {
         uint8_t mark = form == POOLED ? (i / side + before) % 2 * 2 + (i % side + before) % 2 : 0;
-        d[i] = load_pixels(squares, many, form, i, mark, c);
+        d[i] = load_pixels(from, squares, many, form, i, mark, c);
     }
 }
 
-PRODUCT(product_of_rows, ROWS)
-PRODUCT(product_of_group, GROUP)
+PRODUCT(product_of_rows, ROWS, 2)
+PRODUCT(product_of_rows_half, ROWS, 1)
+PRODUCT(product_of_group, GROUP, 2)
+PRODUCT(product_of_group_half, GROUP, 1)
 
 /* ---- the weights ---- */
+
+/* Of the first filter; NULL if it is not there */
+INLINE float *tap_of(const task *t, long channel, int i) {
+    long row = i / KERNEL - t->first_tap, column = i % KERNEL - t->first_tap;
+    if (row < 0 || column < 0 || row >= t->size || column >= t->size) return NULL;
+    return t->weight + channel * t->strides[1] + row * t->strides[2] + column * t->strides[3];
+}
 
 /* Those of a channel and a panel of filters: taps[i][PANEL / LANES] */
 INLINE void load_weights(const task *t, long channel, long panel, vector taps[TAPS][2]) {
     float gathered[TAPS][PANEL] = {0};
-    long filters = smaller(PANEL, t->y.channels - panel * PANEL);
+    long filters = channel < t->x.channels ? smaller(PANEL, t->y.channels - panel * PANEL) : 0;
     for (int i = 0; i < TAPS; i++) {
-        const float *from = t->weight + channel * t->strides[1] + i / KERNEL * t->strides[2] +
-                            i % KERNEL * t->strides[3] + panel * PANEL * t->strides[0];
-        for (long f = 0; f < filters; f++) gathered[i][f] = from[f * t->strides[0]];
+        const float *from = tap_of(t, channel, i);
+        if (from)
+            for (long f = 0; f < filters; f++) gathered[i][f] = from[(panel * PANEL + f) * t->strides[0]];
     }
     memcpy(taps, gathered, sizeof gathered);
 }
 
 static void transform_weights(const task *t, long channel) {
-    long depth = t->x.channels / PER_WORD;
+    long depth = depth_of(t->x.channels);
     for (long panel = 0; panel < panels(t->y.channels); panel++) {
         vector taps[TAPS][2];
         load_weights(t, channel, panel, taps);
@@ -264,27 +296,28 @@ static void transform_weights(const task *t, long channel) {
 
 /* ---- the convolution ---- */
 
-INLINE long v_plane(const task *t) { return t->block * t->x.channels + SPREAD / sizeof(element); }
+INLINE long v_plane(const task *t) { return t->block * whole_groups(t->x.channels) + SPREAD / sizeof(element); }
 INLINE long m_plane(const task *t) { return t->block * PANEL + SPREAD / sizeof(float); }
 
 /* v[point][tile][channel], of `many` tiles at once */
 INLINE void transform_some_inputs(const task *t, int many, enum form form, long first, long last, element *v) {
     int each = LANES / many;
+    long channels = whole_groups(t->x.channels);
     for (long tile = first; tile < last; tile += many) {
         patch tiles[PAIR];
         for (int k = 0; k < many; k++) {
             place at = place_of(t, tile + k);
             tiles[k] = patch_at(&t->x, form, tile + k < last, at.image, at.y - t->padding, at.x - t->padding, SIDE);
         }
-        for (long c = 0; c < t->x.channels; c += each) {
+        for (long c = 0; c < channels; c += each) {
             vector pixels[POINTS], points[POINTS];
-            load_squares(tiles, many, form, SIDE, t->padding, c, pixels);
+            load_squares(&t->x, tiles, many, form, SIDE, t->padding, c, pixels);
             transform_input(pixels, points);
             UNROLL for (int p = 0; p < POINTS; p++) {
                 elements e = narrow(points[p]);
-                element *to = v + p * v_plane(t) + (tile - first) * t->x.channels + c;
+                element *to = v + p * v_plane(t) + (tile - first) * channels + c;
                 for (int k = 0; k < many; k++)
-                    memcpy(to + k * t->x.channels, (element *)&e + each * k, each * sizeof(element));
+                    memcpy(to + k * channels, (element *)&e + each * k, each * sizeof(element));
             }
         }
     }
@@ -308,7 +341,7 @@ INLINE void write_channels(const task *t, long c, void *to, const void *from, in
 /* With marks and ReLU, where those are wanted */
 INLINE void write(const task *t, enum form form, long pixel, long c, vector v, bits marks) {
     long at = pixel * t->y.channels + c;
-    if (form != PLAIN) {
+    if (form >= MARKED) {
         if (t->relu) {
             bits dead = (bits)(v <= 0.0f); /* NaN stays, as in PyTorch */
             v = chosen(dead, (vector){0}, v), marks |= dead & DEAD;
@@ -367,20 +400,24 @@ INLINE void write_outputs(const task *t, enum form form, long first, long last, 
 
 /* Of the tiles from `first` to `last`, with memory for transformed inputs and outputs */
 static void convolve_block(const task *t, long first, long last, element *v, float *m) {
-    long ci = t->x.channels, depth = ci / PER_WORD;
+    long row_of_v = whole_groups(t->x.channels) / PER_WORD, depth = depth_of(t->x.channels);
     switch (form_of(&t->x)) {
     case PLAIN: transform_inputs(t, PLAIN, first, last, v); break;
+    case PARTIAL: transform_inputs(t, PARTIAL, first, last, v); break;
     case MARKED: transform_inputs(t, MARKED, first, last, v); break;
     case POOLED: transform_inputs(t, POOLED, first, last, v); break;
     }
     for (long panel = 0; panel < panels(t->y.channels); panel++) {
         for (long p = 0; p < POINTS; p++) {
             const word *u = t->transformed + (panel * POINTS + p) * depth * PANEL;
+            const word *inputs = (const word *)(v + p * v_plane(t));
+            float *outputs = m + p * m_plane(t);
             for (long row = 0; row < last - first; row += ROWS)
-                product_of_rows((const word *)(v + p * v_plane(t) + row * ci), depth, 1, u, PANEL,
-                                m + p * m_plane(t) + row * PANEL, PANEL, depth, 0);
+                (t->y.channels - panel * PANEL > LANES ? product_of_rows : product_of_rows_half)(
+                    inputs + row * row_of_v, row_of_v, 1, u, PANEL, outputs + row * PANEL, PANEL, depth, 0);
         }
         switch (form_of(&t->y)) {
+        case PARTIAL: /* only pictures that need no gradient */
         case PLAIN: write_outputs(t, PLAIN, first, last, panel, m); break;
         case MARKED: write_outputs(t, MARKED, first, last, panel, m); break;
         case POOLED: write_outputs(t, POOLED, first, last, panel, m); break;
@@ -392,9 +429,10 @@ static void convolve_as_thread(void *data) {
     task *t = data;
     element *v = (element *)(t->workspace + atomic_fetch_add(&t->entered, 1) * workspace_bytes(t));
     float *m = (float *)(v + POINTS * v_plane(t));
-    for (long c; (c = take(&t->first_phase)) < t->x.channels; done(&t->first_phase)) transform_weights(t, c);
+    long channels = depth_of(t->x.channels) * PER_WORD;
+    for (long c; (c = take(&t->first_phase)) < channels; done(&t->first_phase)) transform_weights(t, c);
     memset(v, 0, POINTS * v_plane(t) * sizeof *v); /* rows past the last tile are multiplied too */
-    wait_for(&t->first_phase, t->x.channels);
+    wait_for(&t->first_phase, channels);
     for (long first; (first = t->block * take(&t->second_phase)) < all_tiles(t);)
         convolve_block(t, first, smaller(first + t->block, all_tiles(t)), v, m);
 }
@@ -402,7 +440,7 @@ static void convolve_as_thread(void *data) {
 /* ---- the gradient of the weights: what is summed over is the tiles ---- */
 
 INLINE long depth_of_block(void) { return GRADIENT_BLOCK / PER_WORD; }
-INLINE long x_plane(const task *t) { return depth_of_block() * t->x.channels + SPREAD / sizeof(word); }
+INLINE long x_plane(const task *t) { return depth_of_block() * whole_groups(t->x.channels) + SPREAD / sizeof(word); }
 INLINE long z_plane(const task *t) {
     return depth_of_block() * panels(t->y.channels) * PANEL + SPREAD / sizeof(word);
 }
@@ -422,18 +460,18 @@ INLINE void store_tiles(word *words, int many, long stride, long further, long a
 }
 
 /* v[point][channel / GROUP][tile][GROUP] of a block's tiles, PER_WORD of them a word */
-INLINE void transform_under(const task *t, int many, long first, long last, word *v) {
+INLINE void transform_under(const task *t, int many, enum form form, long first, long last, word *v) {
     long depth = depth_of_block();
     for (long tile = 0; tile < GRADIENT_BLOCK; tile += many) {
         patch under[PAIR];
         for (int k = 0; k < many; k++) {
             place at = place_of(t, first + tile + k);
             int inside = first + tile + k < last;
-            under[k] = patch_at(&t->x, PLAIN, inside, at.image, at.y - t->padding, at.x - t->padding, SIDE);
+            under[k] = patch_at(&t->x, form, inside, at.image, at.y - t->padding, at.x - t->padding, SIDE);
         }
         for (long c = 0; c < t->x.channels; c += LANES / many) {
             vector pixels[POINTS], points[POINTS];
-            load_squares(under, many, PLAIN, SIDE, t->padding, c, pixels);
+            load_squares(&t->x, under, many, form, SIDE, t->padding, c, pixels);
             transform_input(pixels, points);
             UNROLL for (int p = 0; p < POINTS; p++)
                 store_tiles(v + p * x_plane(t) + c * depth, many, GROUP, GROUP * depth, tile, points[p]);
@@ -452,7 +490,7 @@ INLINE void transform_above(const task *t, int many, enum form form, long first,
         for (long c = 0; c < t->y.channels; c += LANES / many) {
             vector pixels[OUT * OUT], points[POINTS];
             word *column = z + c / PANEL * PANEL * depth_of_block() + c % PANEL;
-            load_squares(above, many, form, OUT, 0, c, pixels);
+            load_squares(&t->y, above, many, form, OUT, 0, c, pixels);
             transform_gradient(pixels, points);
             UNROLL for (int p = 0; p < POINTS; p++) store_tiles(column + p * z_plane(t), many, PANEL, 8, tile, points[p]);
             vector sum = load(bias + c * many) + points[SIDE + 1]; /* at the point (1, 1) it is that of all outputs */
@@ -465,10 +503,12 @@ INLINE void transform_above(const task *t, int many, enum form form, long first,
 INLINE int tiles_at_once(long channels) { return PER_WORD == 1 && channels % LANES == 0 ? 1 : PAIR; }
 
 INLINE void transform_block(const task *t, enum form form, long first, long last, word *v, word *z, float *bias) {
-    if (tiles_at_once(t->x.channels) == 1)
-        transform_under(t, 1, first, last, v);
+    if (t->x.channels % 8)
+        transform_under(t, PAIR, PARTIAL, first, last, v);
+    else if (tiles_at_once(t->x.channels) == 1)
+        transform_under(t, 1, PLAIN, first, last, v);
     else
-        transform_under(t, PAIR, first, last, v);
+        transform_under(t, PAIR, PLAIN, first, last, v);
     if (tiles_at_once(t->y.channels) == 1)
         transform_above(t, 1, form, first, last, z, bias);
     else
@@ -477,12 +517,14 @@ INLINE void transform_block(const task *t, enum form form, long first, long last
 
 /* Of the tiles of a part, to its own sums */
 static void sum_gradients(const task *t, long part, word *v, word *z) {
-    long ci = t->x.channels, wide = panels(t->y.channels) * PANEL, depth = depth_of_block(), tiles = all_tiles(t);
+    long ci = whole_groups(t->x.channels), wide = panels(t->y.channels) * PANEL, depth = depth_of_block();
+    long tiles = all_tiles(t);
     float *sums = t->sums + part * POINTS * ci * wide, *bias = t->bias_sums + part * wide * PAIR;
     long begin = tiles * part / t->parts, end = tiles * (part + 1) / t->parts;
     memset(bias, 0, wide * PAIR * sizeof *bias);
     for (long first = begin; first < end; first += GRADIENT_BLOCK) {
         switch (form_of(&t->y)) {
+        case PARTIAL: /* never */
         case PLAIN: transform_block(t, PLAIN, first, end, v, z, bias); break;
         case MARKED: transform_block(t, MARKED, first, end, v, z, bias); break;
         case POOLED: transform_block(t, POOLED, first, end, v, z, bias); break;
@@ -490,15 +532,15 @@ static void sum_gradients(const task *t, long part, word *v, word *z) {
         for (long p = 0; p < POINTS; p++)
             for (long column = 0; column < wide; column += PANEL)
                 for (long c = 0; c < ci; c += GROUP)
-                    product_of_group(v + p * x_plane(t) + c * depth, 1, GROUP, z + p * z_plane(t) + column * depth,
-                                     PANEL, sums + (p * wide + column) * ci + c * PANEL, PANEL, depth,
-                                     first > begin);
+                    (t->y.channels - column > LANES ? product_of_group : product_of_group_half)(
+                        v + p * x_plane(t) + c * depth, 1, GROUP, z + p * z_plane(t) + column * depth, PANEL,
+                        sums + (p * wide + column) * ci + c * PANEL, PANEL, depth, first > begin);
     }
 }
 
 /* The sums of all parts, of one input channel, transformed, to where the gradient is wanted */
 static void finish_gradient(const task *t, long c) {
-    long ci = t->x.channels, co = t->y.channels, wide = panels(co) * PANEL;
+    long ci = whole_groups(t->x.channels), co = t->y.channels, wide = panels(co) * PANEL;
     for (long column = 0; column < co; column += LANES) {
         vector points[POINTS] = {0}, taps[TAPS];
         const float *from = t->sums + column / PANEL * PANEL * ci + c * PANEL + column % PANEL;
@@ -506,8 +548,9 @@ static void finish_gradient(const task *t, long c) {
             for (int p = 0; p < POINTS; p++) points[p] += load(from + p * wide * ci);
         transform_weight_gradient(points, taps);
         for (int i = 0; i < TAPS; i++) {
-            float *to = t->weight + c * t->strides[1] + i / KERNEL * t->strides[2] + i % KERNEL * t->strides[3];
-            for (long f = 0; f < smaller(LANES, co - column); f++) to[(column + f) * t->strides[0]] = taps[i][f];
+            float *to = tap_of(t, c, i);
+            if (to)
+                for (long f = 0; f < smaller(LANES, co - column); f++) to[(column + f) * t->strides[0]] = taps[i][f];
         }
     }
 }
@@ -541,7 +584,7 @@ void plan(task *t) {
     int pooled = t->y.pooled ? 2 : 1;
     t->tile_rows = (t->y.h / pooled * pooled + OUT - 1) / OUT;
     t->tile_columns = (t->y.w / pooled * pooled + OUT - 1) / OUT;
-    long fitting = MOST_BYTES / (POINTS * t->x.channels * sizeof(element)) / ROWS * ROWS;
+    long fitting = MOST_BYTES / (POINTS * whole_groups(t->x.channels) * sizeof(element)) / ROWS * ROWS;
     t->block = larger(ROWS, smaller(fitting, MOST_TILES));
 }
 
