@@ -21,6 +21,7 @@ from cifarlab.process import available_cores, keep_freed_memory, prepare_environ
 prepare_environment()
 
 import torch  # noqa: E402
+from cifarlab.winograd import kernels_here  # noqa: E402
 from keras_fit import RESULTS, processor  # noqa: E402
 
 from cifarlab.environment import choose_precision  # noqa: E402
@@ -28,7 +29,6 @@ from cifarlab.job import Job, prepare  # noqa: E402
 from cifarlab.recipe import override  # noqa: E402
 from cifarlab.recipes import get_recipe  # noqa: E402
 from cifarlab.training import train_step  # noqa: E402
-from cifarlab.winograd import kernels_here  # noqa: E402
 
 RECIPES = ("fast94", "airbench94", "vgg3", "vgg3-bn", "cnn4")
 WARM_UP_STEPS = 2

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 
 from cifarlab.errors import UserError
+from cifarlab.kernels import kernels_here
 from cifarlab.process import available_cores, processor_field
 from cifarlab.recipe import Device
 from cifarlab.text import without_password
-from cifarlab.kernels import kernels_here
 
 PACKAGES = ("cifarlab", "torch", "numpy", "safetensors", "pydantic", "pillow")
 

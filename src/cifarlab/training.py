@@ -26,6 +26,7 @@ from cifarlab.errors import DivergedError, Interrupted, UserError, one_of
 from cifarlab.features import FeaturesDone, cacheable_layers, with_features
 from cifarlab.interrupts import stop_on_signals
 from cifarlab.job import Job, autocast, prepare
+from cifarlab.kernels import own_kernels
 from cifarlab.models.airbench import freeze_whitening_bias
 from cifarlab.optim import clip_gradients, l2_penalty, load_state_tensors, set_learning_rate, state_tensors
 from cifarlab.progress import follow, in_notebook, show_curves
@@ -35,7 +36,6 @@ from cifarlab.run import Partial, Row, Run, State, best_epoch, check_out, stoppe
 from cifarlab.schedule import learning_rate_factor
 from cifarlab.text import command
 from cifarlab.transfer import freeze_for_epoch
-from cifarlab.kernels import own_kernels
 from cifarlab.writers import Writers, check_writers, open_writers
 
 REPORT_SECONDS = 0.2  # between two reports of steps; also how often the loss is looked at

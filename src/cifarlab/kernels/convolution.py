@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cifarlab.kernels.compiled import library, parallel_region
@@ -207,9 +206,7 @@ def saving(kernels: Kernels, height: int, width: int, padding: int = 1) -> float
     taps = 1
     for side in (height, width):
         outputs = range(side + 2 * padding - kernels.kernel_size + 1)
-        taps *= sum(
-            min(y - padding + kernels.kernel_size, side) - max(y - padding, 0) for y in outputs
-        )
+        taps *= sum(min(y - padding + kernels.kernel_size, side) - max(y - padding, 0) for y in outputs)
     return taps / (kernels.side**2 * _tiles(kernels, height, width, padding))
 
 
@@ -253,11 +250,10 @@ class _Convolution(torch.autograd.Function):
         if wants_images:
             of_images = _empty(tuple(images.shape), images.dtype)
             before = _odd(weight.shape[2]) - 1 - ctx.padding
-            turned = weight.detach().float().flip(2, 3).transpose(0, 1)
             _convolve(
                 outputs,
                 _pictures(of_images),
-                turned,
+                weight.detach().float(),
                 None,
                 images.dtype,
                 n=len(images),
@@ -304,13 +300,20 @@ def _convolve(
     relu: bool = False,
     turned: bool = False,
 ) -> None:
-    """Write `outputs`, of `images` and a float32 `weight` (filters, channels, k, k)."""
+    """Write `outputs`, of `images` and a float32 `weight` (filters, channels, k, k).
+
+    With `turned`, filters and channels change places, and rows and columns their order.
+    """
     kernels = _chosen()[dtype, _odd(weight.shape[2])]
     bias = None if bias is None else bias.detach().float()
     words = kernels.side**2 * _wide(kernels, outputs) * -(-images.channels * dtype.itemsize // 4)
     transformed = torch.empty(words, dtype=torch.float32, device="cpu")
     task = _task(images, outputs, weight, bias, n=n, padding=padding)
-    task.first_tap = 0 if turned else task.first_tap
+    if turned:
+        filters, channels, rows, columns = weight.stride()
+        task.strides = (channels, filters, -rows, -columns)
+        task.weight += (weight.shape[2] - 1) * (rows + columns) * weight.itemsize
+        task.first_tap = 0
     task.relu, task.transformed = relu, transformed.data_ptr()
     _run(kernels, "convolve", task)
 

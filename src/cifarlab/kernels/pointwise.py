@@ -72,7 +72,9 @@ def _drop(values: Tensor, memory_format: torch.memory_format, dropped: int, seed
     if functions is not None and values.dtype == torch.float32:
         functions.dropout(_task(values, result, seed=seed, dropped=dropped))
         return result
-    mask = np.where(_draws(values.numel(), seed) >= dropped, np.float32(ODDS / (ODDS - dropped)), np.float32(0))
+    mask = np.where(
+        _draws(values.numel(), seed) >= dropped, np.float32(ODDS / (ODDS - dropped)), np.float32(0)
+    )
     wanted = torch.promote_types(values.dtype, torch.float32)  # a factor in bfloat16 would change the mean
     flat = values.permute(0, 2, 3, 1) if memory_format == torch.channels_last else values
     dropped_values = flat.to(wanted) * torch.from_numpy(mask).view(flat.shape).to(wanted)
@@ -83,7 +85,9 @@ def _drop(values: Tensor, memory_format: torch.memory_format, dropped: int, seed
 
 def _draws(count: int, seed: int) -> np.ndarray:
     """`count` uniform uint16: those of `random_word` in pointwise.c."""
-    words = np.arange(1, -(-count // 4) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
+    words = np.arange(1, -(-count // 4) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(
+        seed
+    )
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return (words ^ (words >> np.uint64(31))).view(np.uint16)[:count]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from cifarlab.errors import UserError
-from cifarlab.models.specs import Airbench
 from cifarlab.kernels import convolve
+from cifarlab.models.specs import Airbench
 
 WHITENED_PICTURES = 5_000  # that the whitening layer is computed from
 WHITENING_EPSILON = 5e-4  # added to the eigenvalues
