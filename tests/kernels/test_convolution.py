@@ -326,6 +326,11 @@ def test_a_training_uses_them_unless_told_not_to(tmp_path: Path, monkeypatch: py
         torch.testing.assert_close(tensor, weights[False][name], rtol=1e-3, atol=1e-4)
 
 
+def forget_what_is_here() -> None:
+    for function in (compiled.library, kernels_here, convolution._chosen):
+        function.cache_clear()
+
+
 def test_what_is_not_there_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
     """On another system, or where nothing could be compiled."""
     layer, images = nn.Conv2d(8, 8, 3, padding=1), channels_last(20, 8, 10, 10)
@@ -333,11 +338,11 @@ def test_what_is_not_there_is_done_without(monkeypatch: pytest.MonkeyPatch) -> N
     for name, value in {"_file": lambda name: Path("nowhere"), "parallel_region": lambda: None}.items():
         with monkeypatch.context() as patch:
             patch.setattr(compiled, name, value)
-            compiled.library.cache_clear(), convolution._chosen.cache_clear()
+            forget_what_is_here()
             assert kernels_here() == ()
             with own_kernels(CPU):
                 assert torch.equal(layer(images), expected)
-    compiled.library.cache_clear(), convolution._chosen.cache_clear()
+    forget_what_is_here()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="compiled on Linux alone")

@@ -6,7 +6,9 @@ suit, PyTorch does the work.
 
 from cifarlab.kernels.compiled import kernels_here
 from cifarlab.kernels.convolution import convolve, is_pool_of_four
+from cifarlab.kernels.dense_layer import dense
 from cifarlab.kernels.mode import own_kernels
+from cifarlab.kernels.normalisation import normalise
 from cifarlab.kernels.pointwise import dropout
 
-__all__ = ["convolve", "dropout", "is_pool_of_four", "kernels_here", "own_kernels"]
+__all__ = ["convolve", "dense", "dropout", "is_pool_of_four", "kernels_here", "normalise", "own_kernels"]

@@ -14,6 +14,7 @@ AVX512 = frozenset({"fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"})
 INSTRUCTIONS = {"avx512_bf16": AVX512 | {"avx512_bf16"}, "avx512": AVX512, "avx2": AVX2}
 
 
+@cache
 def kernels_here() -> tuple[str, ...]:
     """The names of the kernels that this machine's processor runs, and that were compiled; () if none."""
     return tuple(name for name in _names() if library(name) is not None)

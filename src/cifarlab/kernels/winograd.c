@@ -64,8 +64,8 @@ INLINE enum form form_of(const pictures *p) {
 }
 
 INLINE place place_of(const task *t, long tile) {
-    long row = tile / t->tile_columns;
-    return (place){row / t->tile_rows, row % t->tile_rows * OUT, tile % t->tile_columns * OUT};
+    uint32_t columns = t->tile_columns, rows = t->tile_rows, row = (uint32_t)tile / columns; /* faster than of long */
+    return (place){row / rows, row % rows * OUT, (uint32_t)tile % columns * OUT};
 }
 
 /* ---- transforms of a line, by the paper's matrices: at the points 0, 1, -1, infinity, or 0, 1, -1, 2, -2, infinity.
@@ -188,15 +188,19 @@ typedef struct {
 INLINE patch patch_at(const pictures *from, enum form form, int inside, long image, long y, long x, int side) {
     static const element zeros[MOST_CHANNELS];
     static const uint8_t none[MOST_CHANNELS];
+    static const long outside = -(1L << 60);
+    int half = form == POOLED;
+    long h = from->h >> half, w = from->w >> half, rows[SIDE], columns[SIDE];
+    UNROLL for (int i = 0; i < side; i++) {
+        long row = (y + i) >> half, column = (x + i) >> half;
+        rows[i] = inside && row >= 0 && row < h ? (image * h + row) * w * from->channels : outside;
+        columns[i] = column >= 0 && column < w ? column * from->channels : outside;
+    }
     patch square;
     UNROLL for (int i = 0; i < side * side; i++) {
-        long row = y + i / side, column = x + i % side, h = from->h, w = from->w;
-        int there = inside && row >= 0 && column >= 0;
-        if (form == POOLED) row >>= 1, column >>= 1, h >>= 1, w >>= 1;
-        long pixel = ((image * h + row) * w + column) * from->channels;
-        there = there && row < h && column < w;
-        square.values[i] = there ? from->values + pixel : zeros;
-        if (form >= MARKED) square.marks[i] = there ? from->marks + pixel : none;
+        long offset = rows[i / side] + columns[i % side];
+        square.values[i] = offset < 0 ? zeros : from->values + offset;
+        if (form >= MARKED) square.marks[i] = offset < 0 ? none : from->marks + offset;
     }
     return square;
 }
@@ -237,11 +241,11 @@ INLINE vector load_pixels(const pictures *from, const patch *squares, int many, 
     return (vector)v;
 }
 
-/* Of `many` squares that begin `before` rows and columns before an even one, each with a side of `side` pixels */
-INLINE void load_squares(const pictures *from, const patch *squares, int many, enum form form, int side, long before,
+/* Of `many` squares with a side of `side` pixels, whose first row and column are odd ones or even ones */
+INLINE void load_squares(const pictures *from, const patch *squares, int many, enum form form, int side, int odd,
                          long c, vector *d) {
     UNROLL for (int i = 0; i < side * side; i++) {
-        uint8_t mark = form == POOLED ? (i / side + before) % 2 * 2 + (i % side + before) % 2 : 0;
+        uint8_t mark = form == POOLED ? (i / side + odd) % 2 * 2 + (i % side + odd) % 2 : 0;
         d[i] = load_pixels(from, squares, many, form, i, mark, c);
     }
 }
@@ -300,7 +304,7 @@ INLINE long v_plane(const task *t) { return t->block * whole_groups(t->x.channel
 INLINE long m_plane(const task *t) { return t->block * PANEL + SPREAD / sizeof(float); }
 
 /* v[point][tile][channel], of `many` tiles at once */
-INLINE void transform_some_inputs(const task *t, int many, enum form form, long first, long last, element *v) {
+INLINE void transform_some_inputs(const task *t, int many, enum form form, int odd, long first, long last, element *v) {
     int each = LANES / many;
     long channels = whole_groups(t->x.channels);
     for (long tile = first; tile < last; tile += many) {
@@ -311,7 +315,7 @@ INLINE void transform_some_inputs(const task *t, int many, enum form form, long 
         }
         for (long c = 0; c < channels; c += each) {
             vector pixels[POINTS], points[POINTS];
-            load_squares(&t->x, tiles, many, form, SIDE, t->padding, c, pixels);
+            load_squares(&t->x, tiles, many, form, SIDE, odd, c, pixels);
             transform_input(pixels, points);
             UNROLL for (int p = 0; p < POINTS; p++) {
                 elements e = narrow(points[p]);
@@ -323,11 +327,11 @@ INLINE void transform_some_inputs(const task *t, int many, enum form form, long 
     }
 }
 
-INLINE void transform_inputs(const task *t, enum form form, long first, long last, element *v) {
+INLINE void transform_inputs(const task *t, enum form form, int odd, long first, long last, element *v) {
     if (t->x.channels % LANES == 0)
-        transform_some_inputs(t, 1, form, first, last, v);
+        transform_some_inputs(t, 1, form, odd, first, last, v);
     else
-        transform_some_inputs(t, PAIR, form, first, last, v);
+        transform_some_inputs(t, PAIR, form, odd, first, last, v);
 }
 
 /* As many channels as there are, LANES or 8 */
@@ -339,8 +343,7 @@ INLINE void write_channels(const task *t, long c, void *to, const void *from, in
 }
 
 /* With marks and ReLU, where those are wanted */
-INLINE void write(const task *t, enum form form, long pixel, long c, vector v, bits marks) {
-    long at = pixel * t->y.channels + c;
+INLINE void write(const task *t, enum form form, long at, long c, vector v, bits marks) {
     if (form >= MARKED) {
         if (t->relu) {
             bits dead = (bits)(v <= 0.0f); /* NaN stays, as in PyTorch */
@@ -354,7 +357,7 @@ INLINE void write(const task *t, enum form form, long pixel, long c, vector v, b
 }
 
 /* Of the four outputs from y on, `row` vectors from row to row */
-INLINE void write_largest(const task *t, long pixel, long c, const vector *y, int row) {
+INLINE void write_largest(const task *t, long at, long c, const vector *y, int row) {
     vector largest = y[0];
     bits which = {0};
     UNROLL for (int i = 1; i < 4; i++) {
@@ -363,7 +366,7 @@ INLINE void write_largest(const task *t, long pixel, long c, const vector *y, in
         largest = chosen(more, other, largest);
         which = (which & ~more) | (i & more);
     }
-    write(t, POOLED, pixel, c, largest, which);
+    write(t, POOLED, at, c, largest, which);
 }
 
 INLINE vector load_bias(const task *t, long c) {
@@ -384,15 +387,16 @@ INLINE void write_outputs(const task *t, enum form form, long first, long last, 
                 points[p] = load(m + p * m_plane(t) + (tile - first) * PANEL + c % PANEL);
             transform_output(points, y);
             UNROLL for (int i = 0; i < OUT * OUT; i++) y[i] += bias;
+            long rows = smaller(OUT, h * step - at.y), columns = smaller(OUT, w * step - at.x);
+            long first_value = ((at.image * h + at.y / step) * w + at.x / step) * t->y.channels + c;
             UNROLL for (int i = 0; i < OUT; i += step)
                 UNROLL for (int j = 0; j < OUT; j += step) {
-                    long row = (at.y + i) / step, column = (at.x + j) / step;
-                    if (row >= h || column >= w) continue;
-                    long pixel = (at.image * h + row) * w + column;
+                    if (i >= rows || j >= columns) continue;
+                    long value = first_value + (i / step * w + j / step) * t->y.channels;
                     if (form == POOLED)
-                        write_largest(t, pixel, c, y + i * OUT + j, OUT);
+                        write_largest(t, value, c, y + i * OUT + j, OUT);
                     else
-                        write(t, form, pixel, c, y[i * OUT + j], (bits){0});
+                        write(t, form, value, c, y[i * OUT + j], (bits){0});
                 }
         }
     }
@@ -402,10 +406,15 @@ INLINE void write_outputs(const task *t, enum form form, long first, long last, 
 static void convolve_block(const task *t, long first, long last, element *v, float *m) {
     long row_of_v = whole_groups(t->x.channels) / PER_WORD, depth = depth_of(t->x.channels);
     switch (form_of(&t->x)) {
-    case PLAIN: transform_inputs(t, PLAIN, first, last, v); break;
-    case PARTIAL: transform_inputs(t, PARTIAL, first, last, v); break;
-    case MARKED: transform_inputs(t, MARKED, first, last, v); break;
-    case POOLED: transform_inputs(t, POOLED, first, last, v); break;
+    case PLAIN: transform_inputs(t, PLAIN, 0, first, last, v); break;
+    case PARTIAL: transform_inputs(t, PARTIAL, 0, first, last, v); break;
+    case MARKED: transform_inputs(t, MARKED, 0, first, last, v); break;
+    case POOLED: /* tiles begin at even rows and columns */
+        if (t->padding % 2)
+            transform_inputs(t, POOLED, 1, first, last, v);
+        else
+            transform_inputs(t, POOLED, 0, first, last, v);
+        break;
     }
     for (long panel = 0; panel < panels(t->y.channels); panel++) {
         for (long p = 0; p < POINTS; p++) {
@@ -471,7 +480,7 @@ INLINE void transform_under(const task *t, int many, enum form form, long first,
         }
         for (long c = 0; c < t->x.channels; c += LANES / many) {
             vector pixels[POINTS], points[POINTS];
-            load_squares(&t->x, under, many, form, SIDE, t->padding, c, pixels);
+            load_squares(&t->x, under, many, form, SIDE, 0, c, pixels);
             transform_input(pixels, points);
             UNROLL for (int p = 0; p < POINTS; p++)
                 store_tiles(v + p * x_plane(t) + c * depth, many, GROUP, GROUP * depth, tile, points[p]);

@@ -5,7 +5,14 @@ from collections import OrderedDict
 from torch import nn
 
 from cifarlab.errors import UserError
-from cifarlab.models.layers import Dropout, Flatten, keras_batch_norm, keras_convolution, keras_initialise
+from cifarlab.models.layers import (
+    Dropout,
+    Flatten,
+    LayerSequence,
+    keras_batch_norm,
+    keras_convolution,
+    keras_initialise,
+)
 from cifarlab.models.specs import AlexNet
 
 SMALLEST_SIDE = 27  # pixels: fewer leave nothing after the third pool
@@ -53,7 +60,7 @@ def build_alexnet(spec: AlexNet, classes: int, input_shape: tuple[int, int, int]
     for layer in layers.values():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             keras_initialise(layer, kind="glorot_uniform")
-    return nn.Sequential(layers)
+    return LayerSequence(layers)
 
 
 def _side_after(side: int) -> int:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from cifarlab.kernels import convolve, dropout, is_pool_of_four
+from cifarlab.kernels import convolve, dense, dropout, is_pool_of_four, normalise
 
 
 class Flatten(nn.Module):
@@ -39,7 +39,8 @@ class Dropout(nn.Module):
 
 
 class LayerSequence(nn.Sequential):
-    """nn.Sequential, with a convolution and the 2x2 pool and the ReLU after it as one operation."""
+    """nn.Sequential, with what our kernels do as one operation: a convolution, batch norm or dense layer, the 2x2 pool
+    and the ReLU after it."""
 
     def forward(self, input: Tensor) -> Tensor:
         layers = list(self)
@@ -49,6 +50,11 @@ class LayerSequence(nn.Sequential):
                 pool = layers.pop(0) if layers and is_pool_of_four(layers[0]) else None
                 relu = layers.pop(0) if layers and type(layers[0]) is nn.ReLU else None
                 input = convolve(input, layer, pool, relu)  # type: ignore[arg-type]
+            elif isinstance(layer, nn.Linear):
+                relu = layers.pop(0) if layers and type(layers[0]) is nn.ReLU else None
+                input = dense(input, layer, relu)  # type: ignore[arg-type]
+            elif isinstance(layer, nn.BatchNorm2d) and layers and is_pool_of_four(layers[0]):
+                input = normalise(input, layer, layers.pop(0))  # type: ignore[arg-type]
             else:
                 input = layer(input)
         return input

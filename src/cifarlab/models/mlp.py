@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from cifarlab.models.layers import Dropout, Flatten, keras_initialise
+from cifarlab.models.layers import Dropout, Flatten, LayerSequence, keras_initialise
 from cifarlab.models.specs import MLP
 
 
@@ -23,4 +23,4 @@ def build_mlp(spec: MLP, classes: int, input_shape: tuple[int, int, int]) -> nn.
     for layer in layers.values():
         if isinstance(layer, nn.Linear):
             keras_initialise(layer, kind="glorot_uniform")
-    return nn.Sequential(layers)
+    return LayerSequence(layers)

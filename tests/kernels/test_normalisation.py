@@ -1,0 +1,160 @@
+"""Batch normalisation by our own kernels: PyTorch's results, but for rounding."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from cifarlab.kernels import normalisation, normalise, own_kernels
+from cifarlab.kernels.compiled import library
+from cifarlab.models.layers import BiasedBatchNorm2d, LayerSequence
+
+CPU = torch.device("cpu")
+each_kind = pytest.mark.parametrize("name", normalisation.KERNELS)
+needs_kernels = pytest.mark.skipif(normalisation._chosen() is None, reason="no kernels")
+
+
+def use(patch: pytest.MonkeyPatch, name: str) -> None:
+    """These kernels alone."""
+    if library(name) is None:
+        pytest.skip(f"this processor has no {name}, or the package was installed without")
+    patch.setattr(normalisation, "KERNELS", {name: normalisation.KERNELS[name]})
+    normalisation._chosen.cache_clear()
+    chosen = normalisation._chosen()
+    normalisation._chosen.cache_clear()
+    patch.setattr(normalisation, "_chosen", lambda: chosen)
+
+
+def results(layer: nn.Module, images: Tensor, gradient: Tensor, *, pooled: bool) -> dict[str, Tensor]:
+    """The output, all gradients, and what the layer keeps."""
+    layer = copy.deepcopy(layer).to(images.dtype)
+    images = images.clone(memory_format=torch.preserve_format).requires_grad_()
+    output = normalise(images, layer, nn.MaxPool2d(2)) if pooled else layer(images)  # type: ignore[arg-type]
+    output.backward(gradient.to(images.dtype))
+    gradients = {name: part.grad for name, part in layer.named_parameters()} | {"images": images.grad}
+    return {
+        "output": output.detach(),
+        **layer.state_dict(),
+        **{f"gradient of {k}": v for k, v in gradients.items()},
+    }
+
+
+@each_kind
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(1, 9),
+    channels=st.sampled_from((16, 48, 64, 128)),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    kind=st.sampled_from((nn.BatchNorm2d, BiasedBatchNorm2d, nn.BatchNorm1d)),
+    pooled=st.booleans(),
+    mean=st.sampled_from((0.0, 3.0)),
+    seed=st.integers(0, 2**31),
+    threads=st.integers(1, 3),
+)
+def test_results_are_pytorchs_but_for_rounding(
+    name: str,
+    n: int,
+    channels: int,
+    height: int,
+    width: int,
+    kind: type[nn.Module],
+    pooled: bool,
+    mean: float,
+    seed: int,
+    threads: int,
+) -> None:
+    torch.manual_seed(seed)
+    shape = (n + 1, channels, height, width)
+    if kind is nn.BatchNorm1d:
+        shape, pooled = shape[:2], False
+    elif pooled:
+        shape = (*shape[:2], 2 * height, 2 * width)
+    layer = kind(channels, momentum=0.2, eps=1e-3)
+    nn.init.normal_(layer.weight)  # type: ignore[arg-type]  # negative ones too: the largest is another one then
+    nn.init.normal_(layer.bias)  # type: ignore[arg-type]
+    images = torch.randn(shape) + mean
+    if len(shape) == 4:
+        images = images.to(memory_format=torch.channels_last)
+    gradient = torch.randn(shape[0], channels, height, width) if pooled else torch.randn(shape)
+    exact = results(layer, images.double(), gradient, pooled=pooled)
+    with pytest.MonkeyPatch.context() as patch, own_kernels(CPU):
+        use(patch, name)
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        ours = results(layer, images, gradient, pooled=pooled)
+    for part, wanted in exact.items():
+        wanted, found = wanted.double(), ours[part].double()  # one of them is a count
+        assert (found - wanted).norm() <= 1e-4 * max(wanted.norm(), 1), part
+        assert (
+            found.is_contiguous(memory_format=torch.channels_last)
+            if found.ndim == 4
+            else found.is_contiguous()
+        )
+
+
+@each_kind
+def test_threads_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, name)
+    torch.manual_seed(0)
+    images, gradient = (torch.randn(40, 32, 12, 12).to(memory_format=torch.channels_last) for _ in range(2))
+    found = []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        with own_kernels(CPU):
+            found.append(results(nn.BatchNorm2d(32), images, gradient, pooled=False))
+    for part in found[0]:
+        assert torch.equal(found[0][part], found[1][part]) and torch.equal(found[0][part], found[2][part])
+
+
+@needs_kernels
+def test_the_first_of_four_equal_ones_has_the_gradient() -> None:
+    layer = nn.BatchNorm2d(16)
+    nn.init.zeros_(layer.weight)
+    images, gradient = torch.rand(3, 16, 4, 4).to(memory_format=torch.channels_last), torch.rand(3, 16, 2, 2)
+    expected = results(layer, images.double(), gradient, pooled=True)
+    with own_kernels(CPU):
+        found = results(layer, images, gradient, pooled=True)
+    for part in ("gradient of weight", "gradient of bias", "output"):
+        torch.testing.assert_close(found[part].double(), expected[part], rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+def test_numbers_that_are_not_finite_stay_so() -> None:
+    images = torch.rand(2, 16, 4, 4).to(memory_format=torch.channels_last)
+    images[1, 5, 3, 3] = torch.nan
+    with own_kernels(CPU):
+        for output in (nn.BatchNorm2d(16)(images), normalise(images, nn.BatchNorm2d(16), nn.MaxPool2d(2))):
+            assert output[:, 5].isnan().all() and output[:, :5].isfinite().all()
+
+
+@needs_kernels
+def test_other_layers_are_pytorchs() -> None:
+    torch.manual_seed(0)
+    last = torch.channels_last
+    for layer, images in (
+        (nn.BatchNorm2d(16).eval(), torch.randn(2, 16, 4, 4).to(memory_format=last)),
+        (nn.BatchNorm2d(12), torch.randn(2, 12, 4, 4).to(memory_format=last)),
+        (nn.BatchNorm2d(16, affine=False), torch.randn(2, 16, 4, 4).to(memory_format=last)),
+        (nn.BatchNorm2d(16, track_running_stats=False), torch.randn(2, 16, 4, 4).to(memory_format=last)),
+        (nn.BatchNorm2d(16), torch.randn(2, 16, 4, 4)),
+        (nn.BatchNorm2d(16).double(), torch.randn(2, 16, 4, 4).double().to(memory_format=last)),
+    ):
+        expected = copy.deepcopy(layer)(images)
+        with own_kernels(CPU):
+            assert torch.equal(layer(images), expected)
+
+
+@needs_kernels
+def test_a_sequence_pools_with_the_norm_where_pictures_have_even_sides() -> None:
+    torch.manual_seed(0)
+    pool = nn.MaxPool2d(2)
+    layers = LayerSequence(nn.BatchNorm2d(16), pool)
+    even, odd = (torch.randn(2, 16, side, side).to(memory_format=torch.channels_last) for side in (6, 7))
+    expected = [copy.deepcopy(layers)(images) for images in (even, odd)]
+    with own_kernels(CPU):
+        torch.testing.assert_close(copy.deepcopy(layers)(odd), expected[1])
+        pool.register_forward_hook(lambda *_: pytest.fail("pooled apart"))
+        torch.testing.assert_close(layers(even), expected[0])
