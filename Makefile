@@ -18,7 +18,7 @@ help: ## say what there is
 	@echo "PYTHON=python3.12 make ... chooses the Python that the environment is made from."
 
 # Made again when the versions asked for change, or what is compiled. The last step writes it, so a failed install leaves none.
-$(READY): pyproject.toml constraints.txt hatch_build.py src/cifarlab/winograd/winograd.c
+$(READY): pyproject.toml constraints.txt hatch_build.py $(wildcard src/cifarlab/kernels/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "cifarlab needs Python 3.11 or later as '$(PYTHON)'; found: $$($(PYTHON) --version 2>&1 || true)." >&2; \
 	  echo "If you have it under another name: make PYTHON=python3.12 ..." >&2; exit 1; }
@@ -47,5 +47,5 @@ format: $(READY)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
-	rm -f src/cifarlab/winograd/*.so
+	rm -f src/cifarlab/kernels/*.so
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 """Compiles the C files of src/cifarlab/kernels when the package is installed, once for each kind of processor.
 
 The compiler is Zig's, which pip brings: a bare machine has none. Where it cannot (another system, no Zig), the package
-is installed without, and PyTorch's convolutions are used.
+is installed without, and PyTorch does the work.
 """
 
 import hashlib
@@ -75,7 +75,7 @@ def compile_kernels() -> bool:
                 library.replace(FOLDER / library.name)
     except (OSError, subprocess.CalledProcessError) as error:
         print(
-            f"cifarlab: installed without its own convolutions, trainings are slower: {error}",
+            f"cifarlab: installed without its own kernels, trainings are slower: {error}",
             file=sys.stderr,
         )
         return False

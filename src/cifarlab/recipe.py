@@ -464,7 +464,7 @@ class Device(Part):
     )
     winograd: bool = Field(
         default=True,
-        description="on CPU, 3x3 convolutions of training with fewer multiplications, where that is faster",
+        description="on CPU, train by our own kernels (Winograd's convolutions, dense layers, batch norm) where faster",
     )
 
 

@@ -4,6 +4,7 @@ A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 
 """
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -277,7 +278,7 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _pictures(
-    values: Tensor, marks: Tensor | None = None, size: tuple[int, int] | None = None, pooled: bool = False
+    values: Tensor, marks: Tensor | None = None, size: Sequence[int] | None = None, pooled: bool = False
 ) -> _Pictures:
     """`size` is that before pooling."""
     height, width = size or values.shape[2:]

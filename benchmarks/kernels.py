@@ -1,6 +1,6 @@
-"""How much faster a step of training is with our convolutions than with PyTorch's.
+"""How much faster a step of training is with our kernels than with PyTorch alone.
 
-    python benchmarks/winograd.py [--recipes fast94 airbench94 vgg3 vgg3-bn cnn4] [--data-dir DIR]
+    python benchmarks/kernels.py [--recipes fast94 airbench94 vgg3 vgg3-bn cnn4] [--data-dir DIR]
 
 The same recipe twice, with `device.winograd` and without, in one process; the two take turns of as many steps as take
 `--turn-seconds`, and every ratio is of two neighbours in time. The steps are the training loop's own (`train_step`), on
@@ -21,11 +21,11 @@ from cifarlab.process import available_cores, keep_freed_memory, prepare_environ
 prepare_environment()
 
 import torch  # noqa: E402
-from cifarlab.winograd import kernels_here  # noqa: E402
 from keras_fit import RESULTS, processor  # noqa: E402
 
 from cifarlab.environment import choose_precision  # noqa: E402
 from cifarlab.job import Job, prepare  # noqa: E402
+from cifarlab.kernels import kernels_here  # noqa: E402
 from cifarlab.recipe import override  # noqa: E402
 from cifarlab.recipes import get_recipe  # noqa: E402
 from cifarlab.training import train_step  # noqa: E402
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--turn-seconds", type=float, default=5.0)
-    parser.add_argument("--out", type=Path, default=RESULTS / "winograd.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "kernels.json")
     options = parser.parse_args()
     keep_freed_memory()
     load_before = os.getloadavg()
