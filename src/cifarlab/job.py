@@ -127,7 +127,6 @@ def prepare(
     Raises:
         UserError: for data that is missing or damaged, a device that is not there, or a recipe that does not fit.
     """
-    keep_freed_memory()
     device = choose_device(recipe.device)
     begins = begin and resumed is None
     base = open_base(recipe) if begins else None
@@ -139,6 +138,7 @@ def prepare(
     preparation = _preparation(recipe, cut.training[0], base, resumed)
     stream = _stream(recipe, *_on_device(cut.training, device), preparation)
     model = _untrained_model(recipe, source, stream, device)
+    keep_freed_memory(max(parameter.nbytes for parameter in model.parameters()))
     initial_weights = None
     if base is not None:
         initial_weights = _begin_with(base, recipe, model, source.classes, preparation)
