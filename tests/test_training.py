@@ -260,7 +260,11 @@ def test_out_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("header", [b"__metadata__", b'"optimizer.'], ids=["weights", "state"])
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: bytes
+) -> None:
+    """Full once, behind the header of a file, where its first tensor should be."""
     import os
 
     job = training.prepare(override(RECIPE, {"epochs": 2}), "demo")
@@ -269,17 +273,18 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, monkeypatch: 
     next(event for event in events if isinstance(event, EpochDone))
     before = run.weights_path("last").read_bytes()
 
-    def no_space(*_: object) -> int:
-        raise OSError(28, "No space left on device")
+    whole_write, last_written = os.write, b""
 
-    # checksums, state, state.json, checksums, checksums without the old state, checksums, then the weights
-    whole_write, writes = os.write, iter(range(100))
-
-    def no_space_for_the_weights(descriptor: int, data: bytes) -> int:
-        return no_space() if next(writes) == 6 else whole_write(descriptor, data)
+    def no_space_behind_the_header(descriptor: int, data: memoryview) -> int:
+        nonlocal last_written
+        if header in last_written:
+            last_written = b""
+            raise OSError(28, "No space left on device")
+        last_written = bytes(data)
+        return whole_write(descriptor, data)
 
     with monkeypatch.context() as full:
-        full.setattr(os, "write", no_space_for_the_weights)
+        full.setattr(os, "write", no_space_behind_the_header)
         with pytest.raises(UserError, match="cannot write .*No space left on device"):
             list(events)
     assert run.weights_path("last").read_bytes() == before

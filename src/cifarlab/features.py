@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cifarlab.data.loader import Images
@@ -26,6 +26,7 @@ from cifarlab.files import cache_dir, sha256_of, write_atomic
 from cifarlab.job import Job, autocast
 from cifarlab.models.layers import Dropout, Flatten
 from cifarlab.recipe import Recipe
+from cifarlab.tensor_file import pieces
 from cifarlab.transfer import frozen_layers, layers_of
 
 MOST_KEPT_BYTES = 8 << 30  # of the disk for what is kept; beyond, what was not used for longest is deleted
@@ -179,7 +180,7 @@ def _load(path: Path, device: torch.device) -> Tensor | None:
 def _keep(path: Path, features: Tensor) -> None:
     with contextlib.suppress(UserError, OSError):  # without it the next training takes longer, that is all
         path.parent.mkdir(parents=True, exist_ok=True)
-        digest = write_atomic(path, save({"features": features.cpu()}))
+        digest = write_atomic(path, pieces({"features": features}))
         write_atomic(path.with_suffix(".sha256"), digest.encode())
         _forget_oldest(path)
 

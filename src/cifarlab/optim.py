@@ -206,7 +206,7 @@ def l2_penalty(model: nn.Module, regularization: Regularization) -> Tensor:
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Everything `optimizer` remembers, as copies on the CPU: "0.momentum_buffer", "0.step", ... and "learning_rate".
+    """Everything `optimizer` remembers, and goes on changing: "0.momentum_buffer", "0.step", ... and "learning_rate".
 
     Parameters are numbered in the order of the optimiser's groups. "learning_rate" (float64) is the rate of the last
     step, which the momentum of SGD is kept in units of: a scalar, or one for each group where they differ.
@@ -216,9 +216,7 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     for number, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if value is not None:
-                tensors[f"{number}.{name}"] = value.detach().to(
-                    "cpu", copy=True, memory_format=torch.contiguous_format
-                )
+                tensors[f"{number}.{name}"] = value.detach()
     return tensors
 
 

@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Weights = Literal["best", "last"]
 Row = dict[str, Any]
+Content = bytes | Iterable[bytes | memoryview]
 METRICS: tuple[str, ...] = (
     "epoch",
     "step",
@@ -344,17 +345,18 @@ class Run:
 
     def commit(self, state: State, tensors: dict[str, "Tensor"]) -> None:
         """Make `state` the one that a resume starts from, in one rename."""
-        from safetensors.torch import save
+        from cifarlab.tensor_file import pieces
 
         file = _state_file(state)
-        saved = save(_contiguous(tensors))
-        content = {
-            "file": file,
-            "file_sha256": hashlib.sha256(saved).hexdigest(),
-            "training": _training_digest(self.recipe),
-            **asdict(state),
-        }
-        self._write({file: saved, STATE: _json(content | {"sha256": _digest(content)})})
+        with self._sums_of_new(file, STATE) as sums:
+            sums[file] = write_atomic(self.path / file, pieces(tensors))
+            content = {
+                "file": file,
+                "file_sha256": sums[file],
+                "training": _training_digest(self.recipe),
+                **asdict(state),
+            }
+            sums[STATE] = write_atomic(self.path / STATE, _json(content | {"sha256": _digest(content)}))
         self.forget_other_states(state)
 
     def forget_other_states(self, state: State) -> None:
@@ -384,13 +386,14 @@ class Run:
         Called with the weights of the last of `rows`, right after the commit of that epoch; without rows, with
         weights that were imported.
         """
-        from safetensors.torch import save
+        from cifarlab.tensor_file import pieces
 
-        # One key: the order of several is not the same in every process, and equal runs shall be equal bytes.
-        content = save(_contiguous(weights), metadata={"cifarlab": json.dumps(header)})
-        files = {self.weights_path("last").name: content}
-        if rows and rows[-1]["epoch"] == best_epoch(rows, self.recipe):
-            files[self.weights_path("best").name] = content
+        metadata = {"cifarlab": json.dumps(header)}
+        best = bool(rows) and rows[-1]["epoch"] == best_epoch(rows, self.recipe)
+        kinds: tuple[Weights, ...] = ("last", "best") if best else ("last",)
+        files: dict[str, Content] = {
+            self.weights_path(kind).name: pieces(weights, metadata) for kind in kinds
+        }
         files["metrics.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows).encode()
         files["metrics.csv"] = _as_csv(rows).encode()
         self._write(files)
@@ -468,9 +471,9 @@ class Run:
             raise self._damaged(name) from None
 
     def write_logits(self, split: str, tensors: dict[str, "Tensor"], header: dict[str, Any]) -> None:
-        from safetensors.torch import save
+        from cifarlab.tensor_file import pieces
 
-        content = save(_contiguous(tensors), metadata={"cifarlab": json.dumps(header)})
+        content = pieces(tensors, {"cifarlab": json.dumps(header)})
         self._write({f"logits-{split}.safetensors": content})
 
     @property
@@ -534,15 +537,22 @@ class Run:
         pairs = (line.split("  ", 1) for line in path.read_text().splitlines() if "  " in line)
         return {name: digest for digest, name in pairs}
 
-    def _write(self, files: dict[str, bytes]) -> None:
-        """Write files and their checksums. A checksum is taken out first, so that none is ever of an older file."""
-        before, written = self._sums(), {}
-        self._set_sums(dict.fromkeys(files))
-        try:
+    def _write(self, files: Mapping[str, Content]) -> None:
+        """Write files and their checksums."""
+        with self._sums_of_new(*files) as sums:
             for name, content in files.items():
-                written[name] = write_atomic(self.path / name, content)
+                sums[name] = write_atomic(self.path / name, content)
+
+    @contextlib.contextmanager
+    def _sums_of_new(self, *names: str) -> Iterator[dict[str, str]]:
+        """Takes the checksums of files that are written meanwhile, by name. Those there were are taken out first, so
+        that none is ever of an older file."""
+        before, written = self._sums(), {}
+        self._set_sums(dict.fromkeys(names))
+        try:
+            yield written
         finally:  # what a full disk kept from being written is the old file still
-            self._set_sums({name: written.get(name, before.get(name)) for name in files})
+            self._set_sums({name: written.get(name, before.get(name)) for name in names})
 
     def _set_sums(self, changes: Mapping[str, str | None]) -> None:
         with opened_for_update(self.path / SUMS_LOCK) as descriptor:
@@ -634,10 +644,6 @@ def _json(content: Any) -> bytes:
 def _header_metadata(content: bytes) -> dict[str, str]:
     length = int.from_bytes(content[:8], "little")
     return json.loads(content[8 : 8 + length])["__metadata__"]
-
-
-def _contiguous(tensors: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _as_csv(rows: list[Row]) -> str:
