@@ -124,13 +124,15 @@ def label_layers(model: Any) -> None:
 KINDS = {  # the first that a profiler event, or the nearest event around it, contains
     "data and augmentation": ("work: data",),
     "optimiser": ("Optimizer.",),
-    "convolutions, backward": ("ConvolutionBackward",),  # ours too, with a pool that follows
+    # Ours are called as PyTorch's are, and have the ReLU and the pool in them that follow.
+    "convolutions, backward": ("ConvolutionBackward",),
     "convolutions, forward": ("layer: Conv2d", "_Convolution"),
-    "batch normalisation": ("layer: BatchNorm", "BatchNormBackward"),
+    "batch normalisation": ("layer: BatchNorm", "_BatchNorm", "BatchNormBackward"),
+    "ELU": ("layer: ELU", "_Elu", "EluBackward"),
     "ReLU": ("layer: ReLU", "ReluBackward", "ThresholdBackward"),
     "max-pooling": ("layer: MaxPool", "MaxPool2DWithIndicesBackward"),
-    "dropout": ("layer: Dropout", "MulBackward", "NativeDropoutBackward"),
-    "dense layers": ("layer: Linear", "layer: Flatten", "AddmmBackward"),
+    "dropout": ("layer: Dropout", "_Dropout"),
+    "dense layers": ("layer: Linear", "layer: Flatten", "_Dense", "AddmmBackward"),
 }
 
 

@@ -3,6 +3,7 @@
  * over: a float, or two bfloat16.
  */
 #include <immintrin.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
@@ -44,7 +45,11 @@ INLINE void done(phase *p) { atomic_fetch_add(&p->done, 1); }
 
 /* Until all parts are done, by whichever threads there are */
 INLINE void wait_for(phase *p, long parts) {
-    while (atomic_load(&p->done) < parts) _mm_pause();
+    for (long spins = 0; atomic_load(&p->done) < parts; spins++)
+        if (spins < 1000)
+            _mm_pause();
+        else
+            sched_yield(); /* where other programs want the cores, too */
 }
 
 INLINE long panels(long channels) { return (channels + PANEL - 1) / PANEL; }
