@@ -448,11 +448,10 @@ static void convolve_as_thread(void *data) {
 
 /* ---- the gradient of the weights: what is summed over is the tiles ---- */
 
-INLINE long depth_of_block(void) { return GRADIENT_BLOCK / PER_WORD; }
-INLINE long x_plane(const task *t) { return depth_of_block() * whole_groups(t->x.channels) + SPREAD / sizeof(word); }
-INLINE long z_plane(const task *t) {
-    return depth_of_block() * panels(t->y.channels) * PANEL + SPREAD / sizeof(word);
-}
+#define MOST_DEPTH (GRADIENT_BLOCK / PER_WORD) /* of the words that hold a block's tiles */
+
+INLINE long x_plane(const task *t) { return MOST_DEPTH * whole_groups(t->x.channels) + SPREAD / sizeof(word); }
+INLINE long z_plane(const task *t) { return MOST_DEPTH * panels(t->y.channels) * PANEL + SPREAD / sizeof(word); }
 
 /* 8 channels of PAIR tiles, or LANES of one, from tile `at` on: words[tile / PER_WORD][stride], the second 8 of one
  * tile `further` on */
@@ -470,8 +469,7 @@ INLINE void store_tiles(word *words, int many, long stride, long further, long a
 
 /* v[point][channel / GROUP][tile][GROUP] of a block's tiles, PER_WORD of them a word */
 INLINE void transform_under(const task *t, int many, enum form form, long first, long last, word *v) {
-    long depth = depth_of_block();
-    for (long tile = 0; tile < GRADIENT_BLOCK; tile += many) {
+    for (long tile = 0; first + tile < last; tile += many) {
         patch under[PAIR];
         for (int k = 0; k < many; k++) {
             place at = place_of(t, first + tile + k);
@@ -483,14 +481,14 @@ INLINE void transform_under(const task *t, int many, enum form form, long first,
             load_squares(&t->x, under, many, form, SIDE, 0, c, pixels);
             transform_input(pixels, points);
             UNROLL for (int p = 0; p < POINTS; p++)
-                store_tiles(v + p * x_plane(t) + c * depth, many, GROUP, GROUP * depth, tile, points[p]);
+                store_tiles(v + p * x_plane(t) + c * MOST_DEPTH, many, GROUP, GROUP * MOST_DEPTH, tile, points[p]);
         }
     }
 }
 
 /* z[point][panel][tile][PANEL] likewise, and the sums of a gradient of the bias */
 INLINE void transform_above(const task *t, int many, enum form form, long first, long last, word *z, float *bias) {
-    for (long tile = 0; tile < GRADIENT_BLOCK; tile += many) {
+    for (long tile = 0; first + tile < last; tile += many) {
         patch above[PAIR];
         for (int k = 0; k < many; k++) {
             place at = place_of(t, first + tile + k);
@@ -498,7 +496,7 @@ INLINE void transform_above(const task *t, int many, enum form form, long first,
         }
         for (long c = 0; c < t->y.channels; c += LANES / many) {
             vector pixels[OUT * OUT], points[POINTS];
-            word *column = z + c / PANEL * PANEL * depth_of_block() + c % PANEL;
+            word *column = z + c / PANEL * PANEL * MOST_DEPTH + c % PANEL;
             load_squares(&t->y, above, many, form, OUT, 0, c, pixels);
             transform_gradient(pixels, points);
             UNROLL for (int p = 0; p < POINTS; p++) store_tiles(column + p * z_plane(t), many, PANEL, 8, tile, points[p]);
@@ -526,23 +524,23 @@ INLINE void transform_block(const task *t, enum form form, long first, long last
 
 /* Of the tiles of a part, to its own sums */
 static void sum_gradients(const task *t, long part, word *v, word *z) {
-    long ci = whole_groups(t->x.channels), wide = panels(t->y.channels) * PANEL, depth = depth_of_block();
-    long tiles = all_tiles(t);
+    long ci = whole_groups(t->x.channels), wide = panels(t->y.channels) * PANEL, tiles = all_tiles(t);
     float *sums = t->sums + part * POINTS * ci * wide, *bias = t->bias_sums + part * wide * PAIR;
     long begin = tiles * part / t->parts, end = tiles * (part + 1) / t->parts;
     memset(bias, 0, wide * PAIR * sizeof *bias);
     for (long first = begin; first < end; first += GRADIENT_BLOCK) {
+        long last = smaller(first + GRADIENT_BLOCK, end), depth = (last - first + PER_WORD - 1) / PER_WORD;
         switch (form_of(&t->y)) {
         case PARTIAL: /* never */
-        case PLAIN: transform_block(t, PLAIN, first, end, v, z, bias); break;
-        case MARKED: transform_block(t, MARKED, first, end, v, z, bias); break;
-        case POOLED: transform_block(t, POOLED, first, end, v, z, bias); break;
+        case PLAIN: transform_block(t, PLAIN, first, last, v, z, bias); break;
+        case MARKED: transform_block(t, MARKED, first, last, v, z, bias); break;
+        case POOLED: transform_block(t, POOLED, first, last, v, z, bias); break;
         }
         for (long p = 0; p < POINTS; p++)
             for (long column = 0; column < wide; column += PANEL)
                 for (long c = 0; c < ci; c += GROUP)
                     (t->y.channels - column > LANES ? product_of_group : product_of_group_half)(
-                        v + p * x_plane(t) + c * depth, 1, GROUP, z + p * z_plane(t) + column * depth, PANEL,
+                        v + p * x_plane(t) + c * MOST_DEPTH, 1, GROUP, z + p * z_plane(t) + column * MOST_DEPTH, PANEL,
                         sums + (p * wide + column) * ci + c * PANEL, PANEL, depth, first > begin);
     }
 }
