@@ -14,6 +14,12 @@ AVX512 = frozenset({"fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"})
 INSTRUCTIONS = {"avx512_bf16": AVX512 | {"avx512_bf16"}, "avx512": AVX512, "avx2": AVX2}
 
 
+class Phase(ctypes.Structure):
+    """As in kernels.h."""
+
+    _fields_ = [("taken", ctypes.c_long), ("done", ctypes.c_long)]
+
+
 @cache
 def kernels_here() -> tuple[str, ...]:
     """The names of the kernels that this machine's processor runs, and that were compiled; () if none."""

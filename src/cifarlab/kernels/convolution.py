@@ -4,6 +4,7 @@ A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 
 """
 
 import ctypes
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from cifarlab.kernels.compiled import library, parallel_region
+from cifarlab.kernels.compiled import Phase, library, parallel_region
 
 GROUP = 8  # channels come in whole ones: see winograd.c
 MOST_CHANNELS = 2048  # likewise
@@ -81,12 +82,6 @@ class _Pictures(ctypes.Structure):
     ]
 
 
-class _Phase(ctypes.Structure):
-    """As in kernels.h."""
-
-    _fields_ = [("taken", ctypes.c_long), ("done", ctypes.c_long)]
-
-
 class _Task(ctypes.Structure):
     """As in winograd.c."""
 
@@ -99,7 +94,7 @@ class _Task(ctypes.Structure):
         *((name, ctypes.c_long) for name in ("size", "first_tap")),
         *((name, ctypes.c_void_p) for name in ("bias", "transformed", "sums", "bias_sums", "workspace")),
         *((name, ctypes.c_long) for name in ("parts", "tile_rows", "tile_columns", "block", "entered")),
-        *((name, _Phase) for name in ("first_phase", "second_phase")),
+        *((name, Phase) for name in ("first_phase", "second_phase")),
     ]
 
 
@@ -145,20 +140,23 @@ def own_conv2d(
     relu: bool = False,
 ) -> Tensor | None:
     """`torch.conv2d`, and 2x2 max-pooling and ReLU after it, by our kernels; None where those do not suit."""
-    if not _suits(input, weight, stride, padding, dilation, groups):
+    if not _suits(input, weight, bias, stride, padding, dilation, groups, pooled=pooled):
         return None
     images = input.to(_dtype(input))
-    padding = weight.shape[2] // 2 if padding == "same" else padding
+    padding = _in_pixels(padding, _odd(weight.shape[2]))
     return _Convolution.apply(images, weight, bias, _both(padding)[0], pooled, relu)
 
 
 def _suits(
     images: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     stride: Any,
     padding: Any,
     dilation: Any,
     groups: int,
+    *,
+    pooled: bool,
 ) -> bool:
     filters, channels, size, other_size = weight.shape
     kernels = _chosen().get((_dtype(images), _odd(size) if padding == "same" else size))
@@ -170,22 +168,35 @@ def _suits(
         or (channels % GROUP != 0 and images.requires_grad)
         or size != other_size
         or filters % GROUP != 0
+        or (bias is not None and bias.shape != (filters,))
+        or not (torch.is_autocast_enabled("cpu") or _are_of(images.dtype, weight, bias))
         or max(channels, filters) > MOST_CHANNELS
         or not images.is_contiguous(memory_format=torch.channels_last)
     ):
         return False
-    rows, columns = _both(kernels.kernel_size // 2 if padding == "same" else padding)
+    rows, columns = _both(_in_pixels(padding, kernels.kernel_size))
     height, width = images.shape[2:]
     return (
         0 <= rows == columns < kernels.kernel_size
-        and min(height, width) + 2 * rows >= kernels.kernel_size
+        and min(height, width) + 2 * rows >= kernels.kernel_size + pooled
         and saving(kernels, height, width, rows) >= LEAST_SAVING
         and len(images) * _tiles(kernels, height, width, rows) >= LEAST_TILES
     )
 
 
 def _both(value: Any) -> tuple[Any, ...]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    if isinstance(value, int):
+        return value, value
+    return tuple(value) * 2 if len(value) == 1 else tuple(value)
+
+
+def _in_pixels(padding: Any, kernel_size: int) -> Any:
+    """A padding by name, in pixels on each side."""
+    return {"same": kernel_size // 2, "valid": 0}[padding] if isinstance(padding, str) else padding
+
+
+def _are_of(dtype: torch.dtype, *tensors: Tensor | None) -> bool:
+    return all(tensor is None or tensor.dtype == dtype for tensor in tensors)
 
 
 def _dtype(images: Tensor) -> torch.dtype:
@@ -324,10 +335,11 @@ def _weight_gradient(
 ) -> tuple[Tensor, Tensor]:
     """float32, in the shapes of `weight` and the bias; `outputs` has the gradient."""
     kernels = _chosen()[images.dtype, _odd(weight.shape[2])]
-    n, channels, height, width = images.shape
+    n, channels = images.shape[:2]
     wide, points = _wide(kernels, outputs), kernels.side**2
     part = points * wide * -(-channels // GROUP) * GROUP
-    tiles = n * _tiles(kernels, height, width, padding)
+    sides = ((side // 2 * 2 if outputs.pooled else side) for side in (outputs.h, outputs.w))
+    tiles = n * math.prod(-(-side // kernels.outputs) for side in sides)
     parts = max(1, min(torch.get_num_threads(), tiles // TILES_OF_A_PART, MOST_BYTES_OF_PARTS // (4 * part)))
     sums = torch.empty(parts * (part + 2 * wide), dtype=torch.float32, device="cpu")
     of_weight = torch.empty_like(weight, dtype=torch.float32, memory_format=torch.channels_last)

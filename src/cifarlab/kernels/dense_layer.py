@@ -54,10 +54,14 @@ def own_dense(values: Tensor, layer: nn.Linear, relu: nn.ReLU | None) -> Tensor 
 
 
 def own_linear(
-    values: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False
+    input: Tensor,  # named as PyTorch's is
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    relu: bool = False,
 ) -> Tensor | None:
     """`F.linear`, and ReLU after it, by our kernels; None where those do not suit."""
-    return _Dense.apply(values, weight, bias, relu) if _suits(values, weight, bias) else None
+    return _Dense.apply(input, weight, bias, relu) if _suits(input, weight, bias) else None
 
 
 def _suits(values: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

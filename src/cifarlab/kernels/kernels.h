@@ -1,4 +1,4 @@
-/* What the kernels share: vectors of LANES floats (8: AVX2, 16: AVX-512), and the product that they spend most time in.
+/* What the kernels share: vectors of LANES floats (8: AVX2, 16: AVX-512), work in phases, and the product of winograd.c.
  * BF16 is 1 where pictures are bfloat16, whose products are summed in float32. A word is 32 bits of a depth that is summed
  * over: a float, or two bfloat16.
  */

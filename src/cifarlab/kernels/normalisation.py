@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from cifarlab.kernels.compiled import library, parallel_region
+from cifarlab.kernels.compiled import Phase, library, parallel_region
 from cifarlab.kernels.convolution import is_pool_of_four
 from cifarlab.kernels.replacing import Replacing
 
@@ -21,12 +21,6 @@ MOST_CHANNELS = 2048  # see normalise.c
 PARTS = 64  # likewise
 
 
-class _Phase(ctypes.Structure):
-    """As in kernels.h."""
-
-    _fields_ = [("taken", ctypes.c_long), ("done", ctypes.c_long)]
-
-
 class _Task(ctypes.Structure):
     """As in normalise.c."""
 
@@ -36,7 +30,7 @@ class _Task(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "y", "marks")),
         *((name, ctypes.c_void_p) for name in ("dx", "dweight", "dbias", "mean", "variance", "sums")),
         ("epsilon", ctypes.c_float),
-        *((name, _Phase) for name in ("first_phase", "second_phase")),
+        *((name, Phase) for name in ("first_phase", "second_phase")),
     ]
 
 
@@ -58,13 +52,13 @@ def normalise(images: Tensor, layer: nn.BatchNorm2d, pool: nn.MaxPool2d) -> Tens
     return pool(layer(images))
 
 
-def own_normalise(images: Tensor, layer: nn.BatchNorm2d, pool: nn.MaxPool2d) -> Tensor | None:
-    """`normalise` by our kernels; None where those do not suit."""
+def own_normalise(images: Tensor, layer: nn.BatchNorm2d, pool: nn.MaxPool2d) -> Tensor:
+    """`normalise` by our kernels; the pool, or both, by PyTorch where those do not suit."""
     of_layer = (layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.training)
-    if not is_pool_of_four(pool) or not _suits(images, *of_layer, pooled=True):
-        return None
-    with Replacing({nn.functional.batch_norm: partial(own_batch_norm, pooled=True)}):
-        return layer(images)  # which keeps its statistics as it does
+    pooled = layer.track_running_stats and is_pool_of_four(pool) and _suits(images, *of_layer, pooled=True)
+    with Replacing({nn.functional.batch_norm: partial(own_batch_norm, pooled=pooled)}):
+        normalised = layer(images)  # which keeps its statistics as it does
+    return normalised if pooled else pool(normalised)
 
 
 def own_batch_norm(
@@ -101,12 +95,11 @@ def _suits(
     *,
     pooled: bool,
 ) -> bool:
-    chosen = _chosen()
+    chosen, parts = _chosen(), (values, running_mean, running_var, weight, bias)
     if (
         chosen is None
         or not training
-        or any(part is None for part in (running_mean, running_var, weight, bias))
-        or values.dtype != torch.float32
+        or any(part is None or part.dtype != torch.float32 for part in parts)
         or values.ndim not in (2, 4)
     ):
         return False

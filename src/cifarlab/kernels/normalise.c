@@ -47,7 +47,7 @@ INLINE bits mark_is(const uint8_t *marks, uint8_t i) {
     return (bits)__builtin_convertvector((signed_bytes)(found == i), signs);
 }
 
-/* ---- sums of a part: of d and d^2, where d is x - x of the first pixel, or of dy and dy (x - mean). Without what is
+/* ---- sums of a part: of d and d^2, where d is x less a mean of few pixels, or of dy and dy (x - mean). Without what is
  * subtracted, values far from 0 would lose what is to be known of them. `wide` vectors of channels. ---- */
 
 INLINE void sum_values(const task *t, int gradient, vector subtracted, long i, long c, vector *one, vector *two) {
@@ -67,7 +67,7 @@ INLINE void sum_values(const task *t, int gradient, vector subtracted, long i, l
 INLINE void sum_channels(const task *t, int gradient, int wide, long first, long last, long c, double *sums) {
     double total[2][2 * LANES] = {0};
     vector subtracted[2];
-    for (int k = 0; k < wide; k++) subtracted[k] = load((gradient ? t->mean : t->x) + c + k * LANES);
+    for (int k = 0; k < wide; k++) subtracted[k] = load(t->mean + c + k * LANES);
     for (long begin = first; begin < last; begin += PIXELS) {
         vector one[2] = {0}, two[2] = {0};
         for (long i = begin; i < smaller(begin + PIXELS, last); i++)
@@ -101,7 +101,7 @@ INLINE double total_of(const task *t, int which, long c) {
 static void statistics_of(const task *t, long c, double *mean, double *variance) {
     double difference = total_of(t, 0, c) / all_pixels(t);
     double found = total_of(t, 1, c) / all_pixels(t) - difference * difference;
-    *mean = t->x[c] + difference;
+    *mean = t->mean[c] + difference;
     *variance = found < 0.0 ? 0.0 : found; /* NaN stays */
 }
 
@@ -212,8 +212,18 @@ static void backward_as_thread(void *data) {
 
 /* ---- what is called ---- */
 
+/* Of the first pixel of each part: one alone may be far from the others */
+static void mean_of_few(task *t) {
+    memset(t->mean, 0, t->channels * sizeof *t->mean);
+    for (long part = 0; part < PARTS; part++) {
+        const float *pixel = t->x + all_pixels(t) * part / PARTS * t->channels;
+        for (long c = 0; c < t->channels; c++) t->mean[c] += pixel[c] / PARTS;
+    }
+}
+
 /* y, mean and variance from x, weight and bias */
 void normalise(task *t) {
+    mean_of_few(t);
     t->parallel(forward_as_thread, t, t->threads, 0);
     for (long c = 0; c < t->channels; c++) {
         double mean, variance;

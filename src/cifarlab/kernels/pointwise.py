@@ -47,15 +47,27 @@ def dropout(values: Tensor, rate: float, seed: int) -> Tensor:
 
 
 class _Dropout(torch.autograd.Function):
+    """Without a mask that is kept, where the kernel draws it again for the gradient."""
+
     @staticmethod
     def forward(ctx: Any, values: Tensor, dropped: int, seed: int) -> Tensor:
         ctx.dropped, ctx.seed, ctx.format = dropped, seed, _format(values)
-        return _drop(values, ctx.format, dropped, seed)
+        values = values.contiguous(memory_format=ctx.format)
+        if _has_kernel(values):
+            ctx.save_for_backward(None)
+            return _drop(values, dropped, seed)
+        kept = _kept(values, dropped, seed)
+        ctx.save_for_backward(kept)
+        return _drop_others(values, kept, dropped)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return _drop(gradient, ctx.format, ctx.dropped, ctx.seed), None, None
+        (kept,) = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=ctx.format)
+        if kept is None:
+            return _drop(gradient, ctx.dropped, ctx.seed), None, None
+        return _drop_others(gradient, kept, ctx.dropped), None, None
 
 
 def _format(values: Tensor) -> torch.memory_format:
@@ -65,22 +77,30 @@ def _format(values: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _drop(values: Tensor, memory_format: torch.memory_format, dropped: int, seed: int) -> Tensor:
-    values = values.contiguous(memory_format=memory_format)
-    result = torch.empty_like(values, memory_format=memory_format)
-    functions = _functions()
-    if functions is not None and values.dtype == torch.float32:
-        functions.dropout(_task(values, result, seed=seed, dropped=dropped))
-        return result
-    mask = np.where(
-        _draws(values.numel(), seed) >= dropped, np.float32(ODDS / (ODDS - dropped)), np.float32(0)
-    )
-    wanted = torch.promote_types(values.dtype, torch.float32)  # a factor in bfloat16 would change the mean
-    flat = values.permute(0, 2, 3, 1) if memory_format == torch.channels_last else values
-    dropped_values = flat.to(wanted) * torch.from_numpy(mask).view(flat.shape).to(wanted)
-    if memory_format == torch.channels_last:
-        dropped_values = dropped_values.permute(0, 3, 1, 2)
-    return result.copy_(dropped_values)
+def _has_kernel(values: Tensor) -> bool:
+    return _functions() is not None and values.dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _drop(values: Tensor, dropped: int, seed: int) -> Tensor:
+    """By the kernel, in float32: a factor in bfloat16 would change the mean."""
+    exact = values.float()
+    result = torch.empty_like(exact)
+    _functions().dropout(_task(exact, result, seed=seed, dropped=dropped))  # type: ignore[union-attr]
+    return result.to(values.dtype)
+
+
+def _kept(values: Tensor, dropped: int, seed: int) -> Tensor:
+    """bool, in the shape of `values` and in the order of their memory."""
+    kept = torch.from_numpy(_draws(values.numel(), seed) >= dropped)
+    if values.is_contiguous():
+        return kept.view(values.shape)
+    return kept.view(len(values), *values.shape[2:], values.shape[1]).permute(0, 3, 1, 2)
+
+
+def _drop_others(values: Tensor, kept: Tensor, dropped: int) -> Tensor:
+    factor = float(np.float32(ODDS) / np.float32(ODDS - dropped))  # as the kernel has it
+    exact = values.to(torch.promote_types(values.dtype, torch.float32)) * factor
+    return torch.where(kept, exact, 0.0).to(values.dtype)
 
 
 def _draws(count: int, seed: int) -> np.ndarray:

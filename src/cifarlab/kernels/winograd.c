@@ -15,11 +15,11 @@
 #define OUT (SIDE - KERNEL + 1) /* even */
 #define POINTS (SIDE * SIDE)    /* of the transformed tile */
 #define TAPS (KERNEL * KERNEL)
-#define PAIR (LANES / 8)  /* tiles transformed at once, 8 channels of each, where channels are not whole vectors */
-#define GROUP 8                     /* input channels that one product of the weights' gradient computes */
-#define MOST_TILES 48               /* of a block: whole ROWS */
-#define MOST_BYTES ((BF16 ? 448 : 288) << 10) /* of a block's transformed inputs; the rest of a core's cache is for a panel */
-#define GRADIENT_BLOCK 64           /* tiles summed over before the sums are written */
+#define PAIR (LANES / 8)        /* tiles transformed at once, 8 channels of each, where channels are not whole vectors */
+#define GROUP 8                 /* input channels that one product of the weights' gradient computes */
+#define MOST_TILES 48           /* of a block: whole ROWS */
+#define MOST_BYTES ((BF16 ? 448 : 288) << 10) /* of a block's transformed inputs */
+#define GRADIENT_BLOCK 64       /* tiles summed over before the sums are written */
 #define MOST_CHANNELS 2048
 #define SPREAD 64 /* bytes between the planes of two points: without, all fall into the same sets of the cache */
 #define DEAD 255
@@ -38,7 +38,7 @@ typedef struct {
     float *weight;         /* element (f, c, i, j) at f, c, i, j times these, or the gradient */
     long strides[4];
     long size, first_tap;  /* rows and columns that `weight` has, and where in the kernel; the others are zeros */
-    float *bias;           /* of the outputs, or its gradient, in whole panels; may be NULL */
+    float *bias;           /* of the outputs, or its gradient; may be NULL */
     word *transformed;     /* weights: [panel][point][channel][PANEL] */
     float *sums;           /* of the gradient: [part][point][panel][channel / GROUP][GROUP][PANEL] */
     float *bias_sums;      /* [part][panel][PANEL * PAIR], of whole vectors */
@@ -426,7 +426,7 @@ static void convolve_block(const task *t, long first, long last, element *v, flo
                     inputs + row * row_of_v, row_of_v, 1, u, PANEL, outputs + row * PANEL, PANEL, depth, 0);
         }
         switch (form_of(&t->y)) {
-        case PARTIAL: /* only pictures that need no gradient */
+        case PARTIAL: /* never */
         case PLAIN: write_outputs(t, PLAIN, first, last, panel, m); break;
         case MARKED: write_outputs(t, MARKED, first, last, panel, m); break;
         case POOLED: write_outputs(t, POOLED, first, last, panel, m); break;
@@ -595,11 +595,11 @@ void plan(task *t) {
     t->block = larger(ROWS, smaller(fitting, MOST_TILES));
 }
 
-/* That a thread needs for either function */
+/* That a thread needs for the function that is called next */
 long workspace_bytes(const task *t) {
     long convolution = POINTS * (v_plane(t) * sizeof(element) + m_plane(t) * sizeof(float));
     long gradient = POINTS * (x_plane(t) + z_plane(t)) * sizeof(word);
-    return (larger(convolution, gradient) + 63) / 64 * 64;
+    return ((t->sums ? gradient : convolution) + 63) / 64 * 64;
 }
 
 /* y from x, weight and bias */

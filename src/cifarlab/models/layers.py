@@ -46,11 +46,11 @@ class LayerSequence(nn.Sequential):
         layers = list(self)
         while layers:
             layer = layers.pop(0)
-            if isinstance(layer, nn.Conv2d):
+            if type(layer) in (nn.Conv2d, SameConv2d):
                 pool = layers.pop(0) if layers and is_pool_of_four(layers[0]) else None
                 relu = layers.pop(0) if layers and type(layers[0]) is nn.ReLU else None
                 input = convolve(input, layer, pool, relu)  # type: ignore[arg-type]
-            elif isinstance(layer, nn.Linear):
+            elif type(layer) is nn.Linear:
                 relu = layers.pop(0) if layers and type(layers[0]) is nn.ReLU else None
                 input = dense(input, layer, relu)  # type: ignore[arg-type]
             elif isinstance(layer, nn.BatchNorm2d) and layers and is_pool_of_four(layers[0]):
