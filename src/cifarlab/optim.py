@@ -74,16 +74,14 @@ class RMSpropInsideRoot(torch.optim.Optimizer):
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float, rate_factors: Mapping[str, float]) -> list[dict]:
-    """One group for each factor of the learning rate, the largest first, and weight decay: kernels, then the others."""
-    factors = {parameter: rate_factors.get(name, 1.0) for name, parameter in model.named_parameters()}
-    trainable = [parameter for parameter in factors if parameter.requires_grad]
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter in sorted(trainable, key=lambda parameter: (-factors[parameter], parameter.ndim < 2)):
-        decay = 0.0 if parameter.ndim < 2 else weight_decay
-        groups.setdefault((factors[parameter], decay), []).append(parameter)
+    """One group for each factor of the learning rate, the largest first: kernels, then the others."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((-rate_factors.get(name, 1.0), parameter.ndim < 2), []).append(parameter)
     return [
-        {"params": parameters, "weight_decay": decay, "rate_factor": factor}
-        for (factor, decay), parameters in groups.items()
+        {"params": groups[key], "weight_decay": 0.0 if key[1] else weight_decay, "rate_factor": -key[0]}
+        for key in sorted(groups)
     ]
 
 
