@@ -263,3 +263,17 @@ def test_what_is_not_there_is_done_without(monkeypatch: pytest.MonkeyPatch) -> N
             assert torch.equal(layer(values), expected)
     finally:
         own._functions.cache_clear()
+
+
+@needs_kernels
+def test_they_are_used_within() -> None:
+    values, layer = torch.randn(32, 512), nn.Linear(512, 512)
+    with own_kernels(CPU):
+        outputs = [
+            dense(values, layer, nn.ReLU()),
+            layer(values),
+            F.linear(input=values, weight=layer.weight),
+        ]
+    for output in outputs:
+        assert type(output.grad_fn).__name__ == "_DenseBackward"
+    assert type(layer(values).grad_fn).__name__ != "_DenseBackward"

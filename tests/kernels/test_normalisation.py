@@ -95,6 +95,48 @@ def test_results_are_pytorchs_but_for_rounding(
         )
 
 
+@needs_kernels
+def test_they_are_used_within() -> None:
+    images = torch.randn(2, 16, 6, 6).to(memory_format=torch.channels_last)
+    layer, pool = nn.BatchNorm2d(16), nn.MaxPool2d(2)
+    with own_kernels(CPU):
+        outputs = layer(images), normalise(images, layer, pool)
+    for output in outputs:
+        assert type(output.grad_fn).__name__ == "_BatchNormBackward"
+    assert type(layer(images).grad_fn).__name__ != "_BatchNormBackward"
+
+
+@needs_kernels
+def test_odd_sides_are_pooled_apart() -> None:
+    images = torch.randn(2, 16, 7, 6).to(memory_format=torch.channels_last)
+    with own_kernels(CPU):
+        output = normalise(images, nn.BatchNorm2d(16), nn.MaxPool2d(2))
+    function = output.grad_fn.next_functions[0][0]  # type: ignore[union-attr]  # what the pool was given
+    assert type(function).__name__ == "_BatchNormBackward"
+
+
+@needs_kernels
+def test_statistics_that_are_not_tracked_are_pytorchs() -> None:
+    images, layer = torch.randn(2, 16, 6, 6).to(memory_format=torch.channels_last), nn.BatchNorm2d(16)
+    layer.track_running_stats = False
+    with own_kernels(CPU):
+        found = normalise(images, layer, nn.MaxPool2d(2))
+    torch.testing.assert_close(found, nn.MaxPool2d(2)(layer(images)))
+
+
+@needs_kernels
+@pytest.mark.parametrize("outlier", [30.0, 300.0])
+def test_a_pixel_far_from_the_others_costs_no_digits(outlier: float) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(16, 16, 32, 32).to(memory_format=torch.channels_last)
+    images[0, :, 0, 0] = outlier
+    ours, exact = nn.BatchNorm2d(16, momentum=1.0), nn.BatchNorm2d(16, momentum=1.0).double()
+    with own_kernels(CPU):
+        ours(images)
+    exact(images.double())
+    torch.testing.assert_close(ours.running_var.double(), exact.running_var, rtol=2e-5, atol=0)  # type: ignore[union-attr]
+
+
 @each_kind
 def test_threads_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, name)

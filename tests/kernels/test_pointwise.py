@@ -114,6 +114,7 @@ def test_elu_is_pytorchs(
         ours = values.clone().requires_grad_()
         with own_kernels(CPU):
             output = F.elu(ours * 1, inplace=inplace)
+        assert type(output.grad_fn).__name__ == "_EluBackward"
         output.backward(gradient)
         torch.testing.assert_close(output.double(), F.elu(exact), rtol=3e-7, atol=0)
         assert exact.grad is not None and ours.grad is not None
