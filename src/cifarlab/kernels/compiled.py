@@ -26,6 +26,14 @@ def kernels_here() -> tuple[str, ...]:
     return tuple(name for name in _names() if library(name) is not None)
 
 
+def functions_of(name: str, task: type[ctypes.Structure], *names: str) -> ctypes.CDLL | None:
+    """`library(name)`, whose functions `names` take a pointer to a `task` and return a long, or nothing of use."""
+    functions = library(name)
+    for function in () if functions is None else (getattr(functions, each) for each in names):
+        function.argtypes, function.restype = [ctypes.POINTER(task)], ctypes.c_long
+    return functions
+
+
 @cache
 def library(name: str) -> ctypes.CDLL | None:
     """The kernels `name`, for example `winograd-avx512-3x3`; None where they were not compiled, or cannot run here."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from cifarlab.kernels.compiled import Phase, library, parallel_region
+from cifarlab.kernels.compiled import Phase, functions_of, library, parallel_region
 
 GROUP = 8  # channels come in whole ones: see winograd.c
 MOST_CHANNELS = 2048  # likewise
@@ -64,11 +64,9 @@ def _chosen() -> dict[tuple[torch.dtype, int], Kernels]:
     """By type of the pictures and size of the kernel."""
     chosen: dict[tuple[torch.dtype, int], Kernels] = {}
     for kernels in KERNELS:
-        if (functions := library(kernels.name)) is not None:
+        names = ("plan", "workspace_bytes", "convolve", "weight_gradient")
+        if functions_of(kernels.name, _Task, *names) is not None:
             chosen.setdefault((kernels.dtype, kernels.kernel_size), kernels)
-            for name in ("plan", "workspace_bytes", "convolve", "weight_gradient"):
-                function = getattr(functions, name)
-                function.argtypes, function.restype = [ctypes.POINTER(_Task)], ctypes.c_long
     return chosen
 
 

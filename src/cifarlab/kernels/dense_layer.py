@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from cifarlab.kernels.compiled import library, parallel_region
+from cifarlab.kernels.compiled import functions_of, parallel_region
 
 KERNELS = ("dense-avx512", "dense-avx2")  # the first that can run is taken
 LEAST_BATCH, MOST_BATCH = 4, 256  # for fewer, PyTorch fetches the weights as fast; most: see dense.c
@@ -32,12 +32,9 @@ class _Task(ctypes.Structure):
 
 @cache
 def _functions() -> ctypes.CDLL | None:
-    functions = next((found for name in KERNELS if (found := library(name)) is not None), None)
-    if functions is not None:
-        for name in ("packed_floats", "workspace_floats", "forward", "backward"):
-            function = getattr(functions, name)
-            function.argtypes, function.restype = [ctypes.POINTER(_Task)], ctypes.c_long
-    return functions
+    names = ("packed_floats", "workspace_floats", "forward", "backward")
+    found = (functions_of(kernels, _Task, *names) for kernels in KERNELS)
+    return next((functions for functions in found if functions is not None), None)
 
 
 def dense(values: Tensor, layer: nn.Linear, relu: nn.ReLU | None = None) -> Tensor:

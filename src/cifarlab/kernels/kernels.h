@@ -74,6 +74,18 @@ INLINE vector chosen(bits mask, vector v, vector otherwise) {
     return (vector)(((bits)v & mask) | ((bits)otherwise & ~mask));
 }
 
+/* Of four, and which it is: the first of equal ones. NaN stays, as in PyTorch. */
+INLINE vector largest_of_four(const vector y[4], bits *which) {
+    vector largest = y[0];
+    *which = (bits){0};
+    UNROLL for (int i = 1; i < 4; i++) {
+        bits more = (bits)(y[i] > largest) | (bits)(y[i] != y[i]);
+        largest = chosen(more, y[i], largest);
+        *which = (*which & ~more) | (i & more);
+    }
+    return largest;
+}
+
 INLINE vector splat(word w) {
 #if BF16
     return (vector)_mm512_set1_epi32((int)w);

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from cifarlab.kernels.compiled import Phase, library, parallel_region
+from cifarlab.kernels.compiled import Phase, functions_of, parallel_region
 from cifarlab.kernels.convolution import is_pool_of_four
 from cifarlab.kernels.replacing import Replacing
 
@@ -38,9 +38,7 @@ class _Task(ctypes.Structure):
 def _chosen() -> tuple[ctypes.CDLL, int] | None:
     """The functions, and how many channels they take at once."""
     for name, lanes in KERNELS.items():
-        if (functions := library(name)) is not None:
-            for function in (functions.normalise, functions.normalise_gradient):
-                function.argtypes, function.restype = [ctypes.POINTER(_Task)], None
+        if (functions := functions_of(name, _Task, "normalise", "normalise_gradient")) is not None:
             return functions, lanes
     return None
 

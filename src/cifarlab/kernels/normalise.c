@@ -71,7 +71,7 @@ INLINE void sum_channels(const task *t, int gradient, int wide, long first, long
     for (long begin = first; begin < last; begin += PIXELS) {
         vector one[2] = {0}, two[2] = {0};
         for (long i = begin; i < smaller(begin + PIXELS, last); i++)
-            UNROLL for (int k = 0; k < wide; k++) 
+            UNROLL for (int k = 0; k < wide; k++)
                 sum_values(t, gradient, subtracted[k], i, c + k * LANES, &one[k], &two[k]);
         for (int i = 0; i < wide * LANES; i++) {
             total[0][i] += one[i / LANES][i % LANES];
@@ -126,14 +126,10 @@ INLINE void normalise_pixel(const task *t, const factors *f, long pixel) {
 INLINE void normalise_square(const task *t, const factors *f, long square) {
     const float *x = t->x + place_of(t, square);
     for (long c = 0; c < t->channels; c += LANES) {
-        vector largest = scaled(f, c, load(x + c));
-        bits which = {0};
-        UNROLL for (int i = 1; i < 4; i++) {
-            vector y = scaled(f, c, load(x + next_in_square(t, i) + c));
-            bits more = (bits)(y > largest) | (bits)(y != y); /* NaN stays, as in PyTorch */
-            largest = chosen(more, y, largest);
-            which = (which & ~more) | (i & more);
-        }
+        vector y[4];
+        bits which;
+        UNROLL for (int i = 0; i < 4; i++) y[i] = scaled(f, c, load(x + next_in_square(t, i) + c));
+        vector largest = largest_of_four(y, &which);
         bytes marks = __builtin_convertvector(which, bytes);
         memcpy(t->y + square * t->channels + c, &largest, sizeof largest);
         memcpy(t->marks + square * t->channels + c, &marks, sizeof marks);

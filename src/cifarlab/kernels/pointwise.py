@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cifarlab.kernels.compiled import library, parallel_region
+from cifarlab.kernels.compiled import functions_of, parallel_region
 
 ODDS = 65_536  # a value is dropped or not by 16 random bits
 KERNELS = ("pointwise-avx512", "pointwise-avx2")  # the first that can run is taken
@@ -30,11 +30,8 @@ class _Task(ctypes.Structure):
 
 @cache
 def _functions() -> ctypes.CDLL | None:
-    functions = next((found for name in KERNELS if (found := library(name)) is not None), None)
-    if functions is not None:
-        for function in (functions.dropout, functions.elu, functions.elu_gradient):
-            function.argtypes, function.restype = [ctypes.POINTER(_Task)], None
-    return functions
+    found = (functions_of(name, _Task, "dropout", "elu", "elu_gradient") for name in KERNELS)
+    return next((functions for functions in found if functions is not None), None)
 
 
 def dropout(values: Tensor, rate: float, seed: int) -> Tensor:

@@ -358,14 +358,9 @@ INLINE void write(const task *t, enum form form, long at, long c, vector v, bits
 
 /* Of the four outputs from y on, `row` vectors from row to row */
 INLINE void write_largest(const task *t, long at, long c, const vector *y, int row) {
-    vector largest = y[0];
-    bits which = {0};
-    UNROLL for (int i = 1; i < 4; i++) {
-        vector other = y[i / 2 * row + i % 2];
-        bits more = (bits)(other > largest) | (bits)(other != other); /* NaN stays, as in PyTorch */
-        largest = chosen(more, other, largest);
-        which = (which & ~more) | (i & more);
-    }
+    const vector four[4] = {y[0], y[1], y[row], y[row + 1]};
+    bits which;
+    vector largest = largest_of_four(four, &which);
     write(t, POOLED, at, c, largest, which);
 }
 
