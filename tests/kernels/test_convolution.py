@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifarlab import training
-from cifarlab.kernels import compiled, convolution, convolve, kernels_here, own_kernels
-from cifarlab.kernels.convolution import KERNELS, Kernels
+from cifarlab.kernels import compiled, convolve, kernels_here, own_kernels, winograd
+from cifarlab.kernels.winograd import KERNELS, Kernels
 from cifarlab.models.layers import LayerSequence, SameConv2d
 from cifarlab.recipe import override
 
@@ -34,16 +34,21 @@ in_float32 = pytest.mark.parametrize("kernels", KERNELS[1:], ids=lambda kernels:
 def alone(kernels: Kernels) -> Iterator[torch.dtype]:
     """Within it these are the only ones that there are, and they are used whether they gain or not."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolution, "KERNELS", (kernels,))
-        patch.setattr(convolution, "LEAST_SAVING", 0)
-        patch.setattr(convolution, "LEAST_TILES", 0)
-        convolution._chosen.cache_clear()
+        patch.setattr(winograd, "KERNELS", (kernels,))
+        patch.setattr(winograd, "LEAST_SAVING", 0)
+        patch.setattr(winograd, "LEAST_TILES", 0)
+        forget_plans()
         try:
-            if not convolution._chosen():
+            if not winograd.chosen():
                 pytest.skip(f"this processor has no {kernels.name}, or the package was installed without")
             yield kernels.dtype
         finally:
-            convolution._chosen.cache_clear()
+            forget_plans()
+
+
+def forget_plans() -> None:
+    for function in (winograd.chosen, winograd.gains, winograd.geometry):
+        function.cache_clear()
 
 
 def channels_last(*shape: int) -> Tensor:
@@ -110,7 +115,7 @@ THREADS = st.integers(1, 3)
 def own_results(case: Case, kernels: Kernels, threads: int) -> dict[str, Tensor]:
     with alone(kernels) as dtype, pytest.MonkeyPatch.context() as patch, own_kernels(CPU):
         patch.setattr(torch, "get_num_threads", lambda: threads)
-        patch.setattr(convolution, "TILES_OF_A_PART", 1)
+        patch.setattr(winograd, "TILES_OF_A_PART", 1)
         patch.setattr(F, "conv2d", lambda *_: pytest.fail("PyTorch was asked"))
         return case.results(dtype)
 
@@ -375,7 +380,7 @@ def test_a_training_uses_them_unless_told_not_to(tmp_path: Path, monkeypatch: py
 
 
 def forget_what_is_here() -> None:
-    for function in (compiled.library, kernels_here, convolution._chosen):
+    for function in (compiled.library, kernels_here, winograd.chosen):
         function.cache_clear()
 
 
@@ -413,5 +418,5 @@ def test_the_saving_is_what_the_arithmetic_says(kernels: Kernels) -> None:
             padding=padding,
         )
         tiles = -(-taps.shape[2] // kernels.outputs) * -(-taps.shape[3] // kernels.outputs)
-        found = convolution.saving(kernels, height, width, padding)
+        found = winograd.saving(kernels, height, width, padding)
         assert found == pytest.approx(taps.sum().item() / (kernels.side**2 * tiles))

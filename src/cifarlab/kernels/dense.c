@@ -30,7 +30,8 @@ typedef struct {
     float *packed;    /* `packed_floats` */
     float *workspace; /* `workspace_floats` of each thread */
     long past_caches; /* the weights' gradient is written straight to memory */
-    atomic_long entered, taken;
+    atomic_long entered; /* threads */
+    phase packing, computing;
 } task;
 
 INLINE long rounded_up(long n, long to) { return (n + to - 1) / to * to; }
@@ -225,13 +226,13 @@ INLINE float *packed_panel(const task *t, long panel) {
     return t->packed + panel * rounded_up(t->inputs, LANES) * PANEL;
 }
 
-static void pack_inputs(void *data) {
-    task *t = data;
-    long stretches = (t->inputs + STRETCH - 1) / STRETCH;
-    for (long at; (at = atomic_fetch_add(&t->taken, 1)) < panels(t->batch) * stretches;) {
+static void pack_inputs(task *t) {
+    long stretches = (t->inputs + STRETCH - 1) / STRETCH, all = panels(t->batch) * stretches;
+    for (long at; (at = take(&t->packing)) < all; done(&t->packing)) {
         long panel = at / stretches, first = at % stretches * STRETCH;
         pack_panel(t, panel, first, smaller(first + STRETCH, t->inputs), packed_panel(t, panel) + first * PANEL);
     }
+    wait_for(&t->packing, all);
 }
 
 /* Of rows of the outputs' gradient as they are packed, an odd number of lines apart: no two in the same part of a cache */
@@ -240,10 +241,10 @@ INLINE long turned_row(const task *t) { return rounded_up(t->batch, LANES); }
 INLINE float *turned(const task *t) { return t->packed + turned_row(t) * gradient_row(t); }
 
 /* The outputs' gradient, 0 where ReLU made an output 0, as [batch][gradient_row] and as [outputs][turned_row] */
-static void pack_gradient(void *data) {
-    task *t = data;
-    for (long first; (first = STRETCH * atomic_fetch_add(&t->taken, 1)) < t->outputs;)
-        for (long n = first; n < smaller(first + STRETCH, t->outputs); n += LANES) {
+static void pack_gradient(task *t) {
+    long stretches = (t->outputs + STRETCH - 1) / STRETCH;
+    for (long at; (at = take(&t->packing)) < stretches; done(&t->packing))
+        for (long n = at * STRETCH; n < smaller((at + 1) * STRETCH, t->outputs); n += LANES) {
             long count = t->outputs - n;
             float *to = t->packed + n;
             vector sum = {0};
@@ -260,6 +261,7 @@ static void pack_gradient(void *data) {
                 transpose(to + row * gradient_row(t), gradient_row(t), turned(t) + n * turned_row(t) + row, turned_row(t));
             if (t->bias_gradient) store_first(t->bias_gradient + n, sum, count);
         }
+    wait_for(&t->packing, stretches);
 }
 
 /* to[rows][PANEL] from rows that have fewer columns */
@@ -333,7 +335,8 @@ static void compute_outputs(void *data) {
     task *t = data;
     long block = block_size(t, t->outputs, BLOCK);
     float *c = t->workspace + atomic_fetch_add(&t->entered, 1) * workspace_floats(t);
-    for (long first; (first = block * atomic_fetch_add(&t->taken, 1)) < t->outputs;) {
+    pack_inputs(t);
+    for (long first; (first = block * take(&t->computing)) < t->outputs;) {
         long rows = smaller(block, t->outputs - first);
         for (long k = 0; k < t->inputs; k += INPUTS_CHUNK)
             for (long panel = 0; panel < panels(t->batch); panel++)
@@ -347,7 +350,7 @@ static void compute_outputs(void *data) {
 static void compute_outputs_by_panels(void *data) {
     task *t = data;
     float *x = t->workspace + atomic_fetch_add(&t->entered, 1) * workspace_floats(t), *c = x + INPUTS_CHUNK * PANEL;
-    for (long panel; (panel = atomic_fetch_add(&t->taken, 1)) < panels(t->batch);) {
+    for (long panel; (panel = take(&t->computing)) < panels(t->batch);) {
         for (long k = 0; k < t->inputs; k += INPUTS_CHUNK) {
             pack_panel(t, panel, k, smaller(k + INPUTS_CHUNK, t->inputs), x);
             multiply_block(t, 0, t->outputs, panel, k, x, c);
@@ -429,7 +432,8 @@ static void compute_gradients(void *data) {
     long width = columns_at_once(t), wide = (t->inputs + width - 1) / width;
     long block = block_size(t, t->outputs, BLOCK), high = (t->outputs + block - 1) / block;
     long of_inputs = t->x_gradient ? wide : 0, of_weights = t->weight_gradient ? wide * high : 0;
-    for (long at; (at = atomic_fetch_add(&t->taken, 1)) < of_inputs + of_weights;) {
+    pack_gradient(t);
+    for (long at; (at = take(&t->computing)) < of_inputs + of_weights;) {
         long first = at % wide * width, end = smaller(first + width, t->inputs);
         if (at < of_inputs)
             compute_input_gradient(t, first, end, c);
@@ -443,23 +447,10 @@ static void compute_gradients(void *data) {
 
 /* ---- what is called ---- */
 
-static void run(task *t, void (*work)(void *)) {
-    atomic_store(&t->taken, 0), atomic_store(&t->entered, 0);
-    t->parallel(work, t, t->threads, 0);
-}
-
 /* y from x, weight and bias */
 void forward(task *t) {
-    if (by_panels(t)) {
-        run(t, compute_outputs_by_panels);
-    } else {
-        run(t, pack_inputs);
-        run(t, compute_outputs);
-    }
+    t->parallel(by_panels(t) ? compute_outputs_by_panels : compute_outputs, t, t->threads, 0);
 }
 
 /* The gradients that are wanted from that of y. Which thread does which part changes no result. */
-void backward(task *t) {
-    run(t, pack_gradient);
-    if (t->x_gradient || t->weight_gradient) run(t, compute_gradients);
-}
+void backward(task *t) { t->parallel(compute_gradients, t, t->threads, 0); }

@@ -1,7 +1,7 @@
 """Dense layers of small batches, and ReLU after them, faster than PyTorch's: see dense.c."""
 
 import ctypes
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from cifarlab.kernels.compiled import functions_of, parallel_region
+from cifarlab.kernels.compiled import Phase, functions_of, parallel_region
 
 KERNELS = ("dense-avx512", "dense-avx2")  # the first that can run is taken
 LEAST_BATCH, MOST_BATCH = 4, 256  # for fewer, PyTorch fetches the weights as fast; most: see dense.c
 LEAST_MULTIPLICATIONS = 4_000_000  # of a batch, below which calling our kernels costs more than they gain
+PLANS_KEPT = 1024
 LARGEST_CACHED = 6 << 20  # bytes of a gradient that may stay in the caches until it is used
 
 
@@ -26,7 +27,8 @@ class _Task(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "y", "y_gradient")),
         *((name, ctypes.c_void_p) for name in ("x_gradient", "weight_gradient", "bias_gradient")),
         *((name, ctypes.c_void_p) for name in ("packed", "workspace")),
-        *((name, ctypes.c_long) for name in ("past_caches", "entered", "taken")),
+        *((name, ctypes.c_long) for name in ("past_caches", "entered")),
+        *((name, Phase) for name in ("packing", "computing")),
     ]
 
 
@@ -84,10 +86,11 @@ class _Dense(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
         output = torch.empty((len(values), len(weight)), dtype=torch.float32, device="cpu")
-        task = _task(values, weight)
-        task.relu, task.y = relu, output.data_ptr()
+        task, _memory = _begin(values, weight, relu)
+        task.y = output.data_ptr()
         task.bias = None if bias is None else bias.data_ptr()
-        _run("forward", task)
+        _functions().forward(task)  # type: ignore[union-attr]
+        ctx.relu = relu
         ctx.save_for_backward(values, weight, output if relu else None)
         return output
 
@@ -97,10 +100,10 @@ class _Dense(torch.autograd.Function):
         values, weight, output = ctx.saved_tensors
         gradient = gradient.contiguous()
         wants_values, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        task = _task(values, weight)
+        task, _memory = _begin(values, weight, ctx.relu)
         task.y_gradient = gradient.data_ptr()
         if output is not None:
-            task.relu, task.y = True, output.data_ptr()
+            task.y = output.data_ptr()
         of_values = of_weight = of_bias = None
         if wants_values:
             of_values = torch.empty_like(values)
@@ -113,25 +116,25 @@ class _Dense(torch.autograd.Function):
         if wants_bias:
             of_bias = gradient.new_empty(len(weight))
             task.bias_gradient = of_bias.data_ptr()
-        _run("backward", task)
+        _functions().backward(task)  # type: ignore[union-attr]
         return of_values, of_weight, of_bias, None
 
 
-def _task(values: Tensor, weight: Tensor) -> _Task:
-    return _Task(
-        parallel_region(),
-        torch.get_num_threads(),
-        *values.shape,
-        len(weight),
-        x=values.data_ptr(),
-        weight=weight.data_ptr(),
-    )
+@lru_cache(PLANS_KEPT)
+def _plan(
+    functions: ctypes.CDLL, batch: int, inputs: int, outputs: int, relu: bool, threads: int
+) -> tuple[_Task, int, int]:
+    """A task but for addresses; and floats of memory that it needs, packed and in all."""
+    task = _Task(parallel_region(), threads, batch, inputs, outputs, relu)
+    packed = functions.packed_floats(task)
+    return task, packed, packed + threads * functions.workspace_floats(task)
 
 
-def _run(function: str, task: _Task) -> None:
-    functions = _functions()
-    packed = functions.packed_floats(task)  # type: ignore[union-attr]
-    workspace_floats = task.threads * functions.workspace_floats(task)  # type: ignore[union-attr]
-    memory = torch.empty(packed + workspace_floats, dtype=torch.float32, device="cpu")
-    task.packed, task.workspace = memory.data_ptr(), memory.data_ptr() + 4 * packed
-    getattr(functions, function)(task)
+def _begin(values: Tensor, weight: Tensor, relu: bool) -> tuple[_Task, Tensor]:
+    """A task, and the memory that it has the addresses of, to be kept until it is done."""
+    plan = _plan(_functions(), *values.shape, len(weight), relu, torch.get_num_threads())  # type: ignore[arg-type]
+    task, packed, floats = _Task.from_buffer_copy(plan[0]), *plan[1:]
+    memory = torch.empty(floats, dtype=torch.float32, device="cpu")
+    task.x, task.weight, task.packed = values.data_ptr(), weight.data_ptr(), memory.data_ptr()
+    task.workspace = task.packed + 4 * packed
+    return task, memory

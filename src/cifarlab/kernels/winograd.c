@@ -40,7 +40,7 @@ typedef struct {
     long size, first_tap;  /* rows and columns that `weight` has, and where in the kernel; the others are zeros */
     float *bias;           /* of the outputs, or its gradient; may be NULL */
     word *transformed;     /* weights: [panel][point][channel][PANEL] */
-    float *sums;           /* of the gradient: [part][point][panel][channel / GROUP][GROUP][PANEL] */
+    float *sums;           /* of the weights' gradient, else NULL: [part][point][panel][channel / GROUP][GROUP][PANEL] */
     float *bias_sums;      /* [part][panel][PANEL * PAIR], of whole vectors */
     char *workspace;       /* `workspace_bytes` of each thread */
     long parts, tile_rows, tile_columns, block;
@@ -557,14 +557,29 @@ static void finish_gradient(const task *t, long c) {
     }
 }
 
-static void sum_as_thread(void *data) {
-    task *t = data;
+/* The sums of all parts; whichever thread comes first takes the next one */
+static void sum_parts(task *t) {
     word *v = (word *)(t->workspace + atomic_fetch_add(&t->entered, 1) * workspace_bytes(t));
     word *z = v + POINTS * x_plane(t);
     memset(z, 0, POINTS * z_plane(t) * sizeof *z); /* columns past the last channel are multiplied too */
     for (long part; (part = take(&t->first_phase)) < t->parts; done(&t->first_phase)) sum_gradients(t, part, v, z);
+}
+
+static void finish_gradients(task *t) {
     wait_for(&t->first_phase, t->parts);
     for (long c; (c = take(&t->second_phase)) < t->x.channels;) finish_gradient(t, c);
+}
+
+typedef struct {
+    task *of_weights, *of_images; /* the second may be NULL */
+} both;
+
+/* Parts are large, and blocks of the images' gradient small: a thread that has finished its part early takes those */
+static void gradients_as_thread(void *data) {
+    both *t = data;
+    sum_parts(t->of_weights);
+    if (t->of_images) convolve_as_thread(t->of_images);
+    finish_gradients(t->of_weights);
 }
 
 static void finish_bias(const task *t) {
@@ -600,8 +615,10 @@ long workspace_bytes(const task *t) {
 /* y from x, weight and bias */
 void convolve(task *t) { t->parallel(convolve_as_thread, t, t->threads, 0); }
 
-/* weight and bias, which are gradients, from x and y, which is one. Which thread does which part changes no result. */
-void weight_gradient(task *t) {
-    t->parallel(sum_as_thread, t, t->threads, 0);
-    if (t->bias) finish_bias(t);
+/* The gradients of a layer: weight and bias of `of_weights` from x and y, which is one, and, unless NULL, y of `of_images`,
+ * whose x is that gradient. Which thread does which part changes no result. */
+void gradients(task *of_weights, task *of_images) {
+    both t = {of_weights, of_images};
+    of_weights->parallel(gradients_as_thread, &t, of_weights->threads, 0);
+    if (of_weights->bias) finish_bias(of_weights);
 }
