@@ -24,6 +24,7 @@ from cifarlab.environment import choose_device, choose_precision
 from cifarlab.errors import UserError, one_of
 from cifarlab.models import build_model, check_parameters
 from cifarlab.models.airbench import WHITENED_PICTURES, fit_whitening
+from cifarlab.models.layers import Dropout
 from cifarlab.optim import build_optimizer
 from cifarlab.preparation import Preparation
 from cifarlab.process import keep_freed_memory
@@ -80,6 +81,12 @@ class Job:
     def judged_network(self) -> nn.Module:
         """`network` with the weights that are validated and saved."""
         return _after(self.weights, self.cached_layers)
+
+    @cached_property
+    def has_dropout(self) -> bool:
+        return any(
+            isinstance(layer, Dropout | nn.modules.dropout._DropoutNd) for layer in self.network.modules()
+        )
 
     @cached_property
     def class_weights(self) -> Tensor | None:

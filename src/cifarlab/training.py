@@ -287,7 +287,8 @@ def train_step(job: Job, images: Tensor, labels: Tensor, step: int, rate: float)
         loss = (each * job.class_weights[labels]).mean()
     if (difficulty := job.stream.difficulty) is not None:
         difficulty.note(F.cross_entropy(logits.detach(), labels, reduction="none"))
-    loss = loss + l2_penalty(job.model, recipe.regularization)
+    if recipe.regularization.l2 > 0.0:
+        loss = loss + l2_penalty(job.model, recipe.regularization)
     job.optimizer.zero_grad(set_to_none=True)
     (loss * len(labels) if recipe.loss.reduction == "sum" else loss).backward()
     clip_gradients(job.model, recipe.optimizer.clip_norm)
@@ -298,6 +299,8 @@ def train_step(job: Job, images: Tensor, labels: Tensor, step: int, rate: float)
 
 
 def _seed_dropout(job: Job, step: int) -> None:
+    if not job.has_dropout:
+        return
     seed = derived_seed(job.recipe.seed, DROPOUT, step)
     if job.device.type == "cpu":  # without a word to each kind of GPU, which takes a third of a millisecond
         torch.default_generator.manual_seed(seed)
@@ -459,8 +462,8 @@ class Sums:
         self.correct = torch.tensor(partial.correct, device=device)
 
     def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
-        self.loss += loss * images
-        self.correct += correct
+        self.loss.add_(loss, alpha=images)
+        self.correct.add_(correct)
         self.images += images
 
     def read(self, pace: "Pace") -> Partial:

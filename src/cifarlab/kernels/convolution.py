@@ -10,16 +10,6 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from cifarlab.kernels.compiled import library
 from cifarlab.kernels.winograd import GROUP, Kernels, chosen, gains, geometry, odd
 
-CONV2D_ARGUMENTS = ("weight", "bias", "stride", "padding", "dilation", "groups")  # after the pictures
-POOL_OF_FOUR = {
-    "kernel_size": 2,
-    "stride": 2,
-    "padding": 0,
-    "dilation": 1,
-    "ceil_mode": False,
-    "return_indices": False,
-}
-
 
 def convolve(
     images: Tensor, layer: nn.Conv2d, pool: nn.MaxPool2d | None = None, relu: nn.ReLU | None = None
@@ -35,8 +25,12 @@ def convolve(
 
 def is_pool_of_four(layer: nn.Module) -> bool:
     """Whether it is 2x2 max-pooling, of whole squares."""
-    return isinstance(layer, nn.MaxPool2d) and all(
-        getattr(layer, name) == value for name, value in POOL_OF_FOUR.items()
+    return (
+        isinstance(layer, nn.MaxPool2d)
+        and layer.kernel_size == layer.stride == 2
+        and layer.padding == 0
+        and layer.dilation == 1
+        and not (layer.ceil_mode or layer.return_indices)
     )
 
 
@@ -46,8 +40,17 @@ def own_convolve(
     """`convolve` by our kernels; None where those do not suit."""
     if (pool is not None and not is_pool_of_four(pool)) or layer.padding_mode != "zeros":
         return None
-    arguments = (getattr(layer, name) for name in CONV2D_ARGUMENTS)
-    return own_conv2d(images, *arguments, pooled=pool is not None, relu=relu is not None)
+    return own_conv2d(
+        images,
+        layer.weight,
+        layer.bias,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+        pooled=pool is not None,
+        relu=relu is not None,
+    )
 
 
 def own_conv2d(
@@ -130,9 +133,7 @@ class _Convolution(torch.autograd.Function):
         relu: bool,
     ) -> Tensor:
         threads = torch.get_num_threads()
-        shape = geometry(
-            kernels, images.shape, weight.shape, weight.stride(), padding, pooled, relu, threads
-        )
+        shape = geometry(kernels, images.shape, weight.shape, weight.stride(), padding, pooled, relu, threads)
         output = _empty(shape.outputs, images.dtype)
         marks = _empty(shape.outputs, torch.uint8) if shape.marked else None
         ctx.save_for_backward(images, weight, marks)

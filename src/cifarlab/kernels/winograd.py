@@ -139,8 +139,8 @@ class Geometry:
 
     @cached_property
     def images_gradient(self) -> Plan:
-        """A convolution of the outputs' gradient by the weight with filters and channels exchanged, and rows and columns
-        in their opposite order: from the last tap on."""
+        """A convolution of the outputs' gradient by the weight with filters and channels exchanged, and rows and
+        columns in their opposite order: from the last tap on."""
         filters, channels, rows, columns = self.strides
         task = self._task(self._after, self._before, odd(self.weight[2]) - 1 - self.padding)
         task.strides, task.first_tap, task.relu = (channels, filters, -rows, -columns), 0, False
@@ -218,7 +218,9 @@ def odd(size: int) -> int:
 
 
 @lru_cache(PLANS_KEPT)
-def gains(kernels: Kernels, images: tuple[int, ...], weight: tuple[int, ...], padding: int, pooled: bool) -> bool:
+def gains(
+    kernels: Kernels, images: tuple[int, ...], weight: tuple[int, ...], padding: int, pooled: bool
+) -> bool:
     """Whether `images` (N, C, H, W) and a weight (filters, C, k, k) are of shapes that it does well."""
     n, channels, height, width = images
     filters, channels_of_weight, size, other_size = weight
