@@ -193,9 +193,8 @@ INLINE double inverse_deviation(const task *t, long c) { return 1.0 / sqrt((doub
 static void sum_gradients(const task *t) {
     for (long c = 0; c < t->channels; c += LANES) {
         doubles one = total_of(t, 0, c), two = total_of(t, 1, c);
-        for (int i = 0; i < LANES; i++) {
+        for (int i = 0; i < LANES; i++)
             t->dweight[c + i] = two[i] * inverse_deviation(t, c + i), t->dbias[c + i] = one[i];
-        }
     }
 }
 
