@@ -124,10 +124,10 @@ def label_layers(model: Any) -> None:
 KINDS = {  # the first that a profiler event, or the nearest event around it, contains
     "data and augmentation": ("work: data",),
     "optimiser": ("Optimizer.",),
-    # Ours are called as PyTorch's are, and have the ReLU and the pool in them that follow.
+    # Ours are called as PyTorch's are, and have in them the ReLU and the pool that follow, or the ELU before the norm.
     "convolutions, backward": ("ConvolutionBackward",),
     "convolutions, forward": ("layer: Conv2d", "_Convolution"),
-    "batch normalisation": ("layer: BatchNorm", "_BatchNorm", "BatchNormBackward"),
+    "batch normalisation": ("layer: BatchNorm", "layer: BiasedBatchNorm", "_BatchNorm", "BatchNormBackward"),
     "ELU": ("layer: ELU", "_Elu", "EluBackward"),
     "ReLU": ("layer: ReLU", "ReluBackward", "ThresholdBackward"),
     "max-pooling": ("layer: MaxPool", "MaxPool2DWithIndicesBackward"),

@@ -15,6 +15,7 @@
 #define UNROLL _Pragma("GCC unroll 36")
 
 typedef float vector __attribute__((vector_size(4 * LANES)));
+typedef double doubles __attribute__((vector_size(8 * LANES)));
 typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
 typedef int32_t signs __attribute__((vector_size(4 * LANES)));
 typedef uint8_t bytes __attribute__((vector_size(LANES)));
@@ -85,6 +86,27 @@ INLINE vector largest_of_four(const vector y[4], bits *which) {
     }
     return largest;
 }
+
+/* e^x - 1 for x <= 0, to 1 unit in the last place: 2^n (e^r - 1) + (2^n - 1), with |r| at most ln(2) / 2. What n ln(2)
+ * loses in r is small beside 2^n - 1. e^r - 1 - r is r^2 times a minimax polynomial, to 2e-8 of e^r - 1. */
+INLINE vector less_than_exponential(vector x) {
+    const vector one = (vector){0} + 1.0f, least = (vector){0} - 87.0f;
+    const vector rounding = (vector){0} + (12582912.0f + 127.0f); /* a sum with it ends in the bits of n + 127 */
+    x = chosen((bits)(x < least), least, x);
+    vector sum = x * 1.44269504f + rounding, n = sum - rounding, r = x - n * 0.693147181f;
+    vector p = r * 0.00139465544f + 0.00836664438f;
+    p = p * r + 0.0416662805f;
+    p = p * r + 0.166665420f;
+    p = p * r + 0.5f;
+    p = p * r * r + r;
+    vector power = (vector)((bits)sum << 23); /* 2^n */
+    return power * p + (power - one);
+}
+
+INLINE vector elu_of(vector x) { return chosen((bits)(x <= 0.0f), less_than_exponential(x), x); /* NaN stays */ }
+
+/* The derivative of ELU, from what it gave */
+INLINE vector elu_slope(vector y) { return chosen((bits)(y <= 0.0f), y + 1.0f, (vector){0} + 1.0f); }
 
 INLINE vector splat(word w) {
 #if BF16

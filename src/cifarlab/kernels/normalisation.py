@@ -1,4 +1,4 @@
-"""Batch normalisation in training, and the 2x2 pool that follows it: see normalise.c."""
+"""Batch normalisation in training, ELU before it and the 2x2 pool that follows it: see normalise.c."""
 
 import ctypes
 from functools import cache, partial
@@ -11,6 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cifarlab.kernels.compiled import Phase, functions_of, parallel_region
 from cifarlab.kernels.convolution import is_pool_of_four
+from cifarlab.kernels.pointwise import own_elu
 from cifarlab.kernels.replacing import Replacing
 
 KERNELS = {
@@ -26,9 +27,11 @@ class _Task(ctypes.Structure):
 
     _fields_ = [
         ("parallel", ctypes.c_void_p),
-        *((name, ctypes.c_long) for name in ("threads", "n", "h", "w", "channels", "pooled")),
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "y", "marks")),
-        *((name, ctypes.c_void_p) for name in ("dx", "dweight", "dbias", "mean", "variance", "sums")),
+        *((name, ctypes.c_long) for name in ("threads", "n", "h", "w", "channels", "elu", "pooled")),
+        *((name, ctypes.c_void_p) for name in ("before", "x", "weight", "bias", "y", "marks")),
+        *((name, ctypes.c_void_p) for name in ("dx", "dweight", "dbias", "mean", "variance")),
+        *((name, ctypes.c_void_p) for name in ("running_mean", "running_variance", "sums")),
+        ("momentum", ctypes.c_double),
         ("epsilon", ctypes.c_float),
         *((name, Phase) for name in ("first_phase", "second_phase")),
     ]
@@ -43,20 +46,37 @@ def _chosen() -> tuple[ctypes.CDLL, int] | None:
     return None
 
 
-def normalise(images: Tensor, layer: nn.BatchNorm2d, pool: nn.MaxPool2d) -> Tensor:
-    """pool(layer(images)); one operation within `own_kernels`, where it gains and the pool is of 2x2."""
-    if has_torch_function_unary(images):
-        return handle_torch_function(normalise, (images,), images, layer, pool)
-    return pool(layer(images))
+def normalise(
+    images: Tensor, layer: nn.BatchNorm2d, pool: nn.MaxPool2d | None = None, elu: nn.ELU | None = None
+) -> Tensor:
+    """pool(layer(elu(images))), without those that are None; one operation within `own_kernels`, where it gains and the
+    pool is of 2x2."""
+    alone = pool is None and elu is None  # then `layer` itself is replaced
+    if not alone and has_torch_function_unary(images):
+        return handle_torch_function(normalise, (images,), images, layer, pool, elu)
+    for following in (elu, layer, pool):
+        images = images if following is None else following(images)
+    return images
 
 
-def own_normalise(images: Tensor, layer: nn.BatchNorm2d, pool: nn.MaxPool2d) -> Tensor:
-    """`normalise` by our kernels; the pool, or both, by PyTorch where those do not suit."""
+def own_normalise(
+    images: Tensor, layer: nn.BatchNorm2d, pool: nn.MaxPool2d | None, elu: nn.ELU | None
+) -> Tensor:
+    """`normalise` by our kernels; ELU, the pool, or all, by themselves where those do not suit."""
     of_layer = (layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.training)
-    pooled = layer.track_running_stats and is_pool_of_four(pool) and _suits(images, *of_layer, pooled=True)
-    with Replacing({nn.functional.batch_norm: partial(own_batch_norm, pooled=pooled)}):
+    suits = partial(_suits, images, *of_layer) if layer.track_running_stats else lambda *, pooled: False
+    pooled = pool is not None and is_pool_of_four(pool) and suits(pooled=True)
+    if elu is not None and not (_elu_suits(images, elu) and (pooled or suits(pooled=False))):
+        with Replacing({nn.functional.elu: own_elu}):
+            images, elu = elu(images), None
+    with Replacing({nn.functional.batch_norm: partial(own_batch_norm, pooled=pooled, elu=elu)}):
         normalised = layer(images)  # which keeps its statistics as it does
-    return normalised if pooled else pool(normalised)
+    return normalised if pool is None or pooled else pool(normalised)
+
+
+def _elu_suits(images: Tensor, elu: nn.ELU) -> bool:
+    """A function of two outputs, one of them written in place, may not be given a view."""
+    return elu.alpha == 1.0 and not (elu.inplace and images._is_view())
 
 
 def own_batch_norm(
@@ -70,17 +90,16 @@ def own_batch_norm(
     eps: float = 1e-5,
     *,
     pooled: bool = False,
+    elu: nn.ELU | None = None,
 ) -> Tensor | None:
-    """`torch.nn.functional.batch_norm`, and 2x2 max-pooling after it, by our kernels; None where those do not suit."""
+    """`torch.nn.functional.batch_norm`, ELU before and 2x2 max-pooling after it, by our kernels; None where those do
+    not suit."""
     if not _suits(input, running_mean, running_var, weight, bias, training, pooled=pooled):
         return None
     assert running_mean is not None and running_var is not None
-    statistics = torch.empty(2, input.shape[1], dtype=torch.float32, device="cpu")
-    output = _BatchNorm.apply(input, weight, bias, statistics, eps, pooled)
-    n = input.numel() // input.shape[1]
-    running_mean.lerp_(statistics[0], momentum)
-    running_var.lerp_(statistics[1] * (n / (n - 1)), momentum)
-    return output
+    inplace = None if elu is None else elu.inplace
+    outputs = _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps, pooled, inplace)
+    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def _suits(
@@ -93,15 +112,18 @@ def _suits(
     *,
     pooled: bool,
 ) -> bool:
-    chosen, parts = _chosen(), (values, running_mean, running_var, weight, bias)
-    if (
-        chosen is None
-        or not training
-        or any(part is None or part.dtype != torch.float32 for part in parts)
-        or values.ndim not in (2, 4)
-    ):
+    chosen, parts = _chosen(), (running_mean, running_var, weight, bias)
+    if chosen is None or not training or values.dtype != torch.float32 or values.ndim not in (2, 4):
         return False
-    channels, size = values.shape[1], values.shape[2:]
+    _, channels, *size = values.shape
+    for part in parts:
+        if (
+            part is None
+            or part.dtype != torch.float32
+            or part.numel() != channels
+            or not part.is_contiguous()
+        ):
+            return False
     last = torch.channels_last if values.ndim == 4 else torch.contiguous_format
     return (
         channels % chosen[1] == 0
@@ -113,46 +135,65 @@ def _suits(
 
 
 class _BatchNorm(torch.autograd.Function):
-    """Of (N, C, H, W) in channels_last or (N, C); and max_pool2d by 2x2, if `pooled`.
+    """Of (N, C, H, W) in channels_last or (N, C); ELU before it, unless `inplace` is None; and max_pool2d by 2x2 after
+    it, if `pooled`.
 
-    The mean and the variance of each channel, without Bessel's correction, go to `statistics` (2, C). Of four equal
-    outputs the first one gets the gradient, as in PyTorch.
+    The running mean and variance (C,) are changed, and of four equal outputs the first one gets the gradient, as in
+    PyTorch. What ELU writes in place is an output, too.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        values: Tensor,
+        before: Tensor,
         weight: Tensor,
         bias: Tensor,
-        statistics: Tensor,
+        running_mean: Tensor,
+        running_variance: Tensor,
+        momentum: float,
         epsilon: float,
         pooled: bool,
-    ) -> Tensor:
+        inplace: bool | None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        values = torch.empty_like(before) if inplace is False else before
         output, marks = torch.empty_like(values), None
         if pooled:
             n, channels, height, width = values.shape
             shape = (n, channels, height // 2, width // 2)
             output = torch.empty(shape, dtype=values.dtype, device="cpu", memory_format=torch.channels_last)
             marks = torch.empty_like(output, dtype=torch.uint8)
+        statistics = torch.empty(2 * len(weight), dtype=torch.float32, device="cpu")
         ctx.save_for_backward(values, weight, statistics, marks)
-        ctx.epsilon = epsilon
-        task, _sums = _task(values, weight, statistics, output, marks, epsilon)
-        task.bias = bias.data_ptr()
+        ctx.epsilon, ctx.elu = epsilon, inplace is not None
+        task, _sums = _task(values, weight, statistics, output, marks, epsilon, elu=ctx.elu)
+        task.before, task.bias, task.momentum = before.data_ptr(), bias.data_ptr(), momentum
+        task.running_mean, task.running_variance = running_mean.data_ptr(), running_variance.data_ptr()
         _functions().normalise(task)
-        return output
+        if not inplace:
+            return output
+        ctx.mark_dirty(before)
+        ctx.set_materialize_grads(False)
+        if not ctx.needs_input_grad[0]:
+            ctx.mark_non_differentiable(before)
+        return output, before
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, gradient: Tensor | None, of_elu: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
         values, weight, statistics, marks = ctx.saved_tensors
+        if gradient is None:
+            gradient = torch.zeros_like(values if marks is None else marks, dtype=values.dtype)
         last = torch.channels_last if values.ndim == 4 else torch.contiguous_format
         gradient = gradient.contiguous(memory_format=last)
         of_values, of_weight, of_bias = (torch.empty_like(part) for part in (values, weight, weight))
-        task, _sums = _task(values, weight, statistics, gradient, marks, ctx.epsilon)
+        task, _sums = _task(values, weight, statistics, gradient, marks, ctx.epsilon, elu=ctx.elu)
         task.dx, task.dweight, task.dbias = (part.data_ptr() for part in (of_values, of_weight, of_bias))
         _functions().normalise_gradient(task)
-        return of_values, of_weight, of_bias, None, None, None
+        if of_elu is not None:  # of what was written in place, by others
+            of_values += torch.ops.aten.elu_backward(of_elu, 1.0, 1.0, 1.0, True, values)
+        return of_values, of_weight, of_bias, None, None, None, None, None, None
 
 
 def _functions() -> ctypes.CDLL:
@@ -168,26 +209,33 @@ def _task(
     outputs: Tensor,
     marks: Tensor | None,
     epsilon: float,
+    *,
+    elu: bool,
 ) -> tuple[_Task, Tensor]:
-    """And the memory for its sums, to be kept as long."""
-    n, channels, *size = values.shape
+    """And the memory for its sums, to be kept as long. `statistics` are the means, then the variances."""
+    sums = torch.empty(PARTS * len(statistics), dtype=torch.float64, device="cpu")
+    kind = _kind_of_task(values.shape, elu, marks is not None, torch.get_num_threads())
+    task = _Task.from_buffer_copy(kind)
+    task.x, task.y, task.weight = values.data_ptr(), outputs.data_ptr(), weight.data_ptr()
+    task.marks = None if marks is None else marks.data_ptr()
+    task.mean = statistics.data_ptr()
+    task.variance = task.mean + statistics.nbytes // 2
+    task.sums, task.epsilon = sums.data_ptr(), epsilon
+    return task, sums
+
+
+@cache
+def _kind_of_task(shape: torch.Size, elu: bool, pooled: bool, threads: int) -> _Task:
+    """What is the same in every step: a copy costs less than a new one."""
+    n, channels, *size = shape
     height, width = size or (1, 1)
-    sums = torch.empty(PARTS * 2 * channels, dtype=torch.float64, device="cpu")
-    task = _Task(
+    return _Task(
         parallel=parallel_region(),
-        threads=torch.get_num_threads(),
+        threads=threads,
         n=n,
         h=height,
         w=width,
         channels=channels,
-        pooled=marks is not None,
-        x=values.data_ptr(),
-        weight=weight.data_ptr(),
-        y=outputs.data_ptr(),
-        marks=None if marks is None else marks.data_ptr(),
-        mean=statistics[0].data_ptr(),
-        variance=statistics[1].data_ptr(),
-        sums=sums.data_ptr(),
-        epsilon=epsilon,
+        elu=elu,
+        pooled=pooled,
     )
-    return task, sums

@@ -1,24 +1,29 @@
 /* Batch normalisation in training (Ioffe and Szegedy, ICML 2015) of float32 (N, H, W, C), C a multiple of LANES, and its
- * gradients. 2x2 max-pooling may follow at once: the largest of four is all that is written then, with a byte that says
- * which of them it was (0 to 3), and the gradient comes in that form. H and W are even with it.
+ * gradients. ELU may come before it: it is done while the values are read for their statistics, and its gradient while
+ * that of the norm is written. 2x2 max-pooling may follow at once: the largest of four is all that is written then, with
+ * a byte that says which of them it was (0 to 3), and the gradient comes in that form. H and W are even with it.
  */
 #include "kernels.h"
 #include <math.h>
 
 #define PARTS 64          /* that sums are made of, however many threads there are: results depend on none */
-#define PIXELS 256        /* summed in float32 before they are added to a sum in float64 */
+#define PIXELS 64         /* summed in float32 before they are added to a sum in float64: few enough to stay in a cache */
 #define MOST_CHANNELS 2048
 
 typedef struct {
     parallel_region *parallel;
-    long threads, n, h, w, channels, pooled;
-    const float *x, *weight, *bias;
+    long threads, n, h, w, channels, elu, pooled;
+    const float *before; /* ELU, where there is one: it may be x */
+    float *x;            /* what is normalised, which ELU writes */
+    const float *weight, *bias;
     float *y;        /* the outputs, or their gradient */
     uint8_t *marks;  /* of pooled y */
     float *dx;       /* the gradients of x, weight and bias */
     float *dweight, *dbias;
     float *mean, *variance; /* of each channel, the variance without Bessel's correction */
-    double *sums;           /* [PARTS][2][channels] */
+    float *running_mean, *running_variance; /* averages over the steps, the variance with Bessel's correction */
+    double *sums;                           /* [PARTS][2][channels] */
+    double momentum;                        /* of those averages, in PyTorch's sense */
     float epsilon;
     phase first_phase, second_phase;
 } task;
@@ -50,67 +55,94 @@ INLINE bits mark_is(const uint8_t *marks, uint8_t i) {
 /* ---- sums of a part: of d and d^2, where d is x less a mean of few pixels, or of dy and dy (x - mean). Without what is
  * subtracted, values far from 0 would lose what is to be known of them. `wide` vectors of channels. ---- */
 
-INLINE void sum_values(const task *t, int gradient, vector subtracted, long i, long c, vector *one, vector *two) {
+typedef enum { VALUES, ELU_VALUES, GRADIENTS, POOLED_GRADIENTS } summands;
+
+INLINE vector write_elu(const task *t, long at) {
+    vector x = elu_of(load(t->before + at));
+    memcpy(t->x + at, &x, sizeof x);
+    return x;
+}
+
+INLINE void sum_values(const task *t, summands of, vector subtracted, long i, long c, vector *one, vector *two) {
     long at = i * t->channels + c;
     vector x, dy;
-    if (gradient && t->pooled) {
+    if (of == POOLED_GRADIENTS) {
         const float *square = t->x + place_of(t, i) + c;
         dy = load(t->y + at), x = load(square);
         UNROLL for (int k = 1; k < 4; k++) x = chosen(mark_is(t->marks + at, k), load(square + next_in_square(t, k)), x);
     } else {
-        x = load(t->x + at);
-        dy = gradient ? load(t->y + at) : x - subtracted;
+        x = of == ELU_VALUES ? write_elu(t, at) : load(t->x + at);
+        dy = of == GRADIENTS ? load(t->y + at) : x - subtracted;
     }
     *one += dy, *two += dy * (x - subtracted);
 }
 
-INLINE void sum_channels(const task *t, int gradient, int wide, long first, long last, long c, double *sums) {
-    double total[2][2 * LANES] = {0};
-    vector subtracted[2];
-    for (int k = 0; k < wide; k++) subtracted[k] = load(t->mean + c + k * LANES);
-    for (long begin = first; begin < last; begin += PIXELS) {
-        vector one[2] = {0}, two[2] = {0};
-        for (long i = begin; i < smaller(begin + PIXELS, last); i++)
-            UNROLL for (int k = 0; k < wide; k++)
-                sum_values(t, gradient, subtracted[k], i, c + k * LANES, &one[k], &two[k]);
-        for (int i = 0; i < wide * LANES; i++) {
-            total[0][i] += one[i / LANES][i % LANES];
-            total[1][i] += two[i / LANES][i % LANES];
-        }
+INLINE void add_to(double *sums, vector more) {
+    doubles sum;
+    memcpy(&sum, sums, sizeof sum);
+    sum += __builtin_convertvector(more, doubles);
+    memcpy(sums, &sum, sizeof sum);
+}
+
+INLINE void sum_channels(const task *t, summands of, int wide, long first, long last, long c, double *sums) {
+    vector subtracted[2], one[2] = {0}, two[2] = {0};
+    UNROLL for (int k = 0; k < wide; k++) subtracted[k] = load(t->mean + c + k * LANES);
+    for (long i = first; i < last; i++)
+        UNROLL for (int k = 0; k < wide; k++)
+            sum_values(t, of, subtracted[k], i, c + k * LANES, &one[k], &two[k]);
+    UNROLL for (int k = 0; k < wide; k++) {
+        add_to(sums + c + k * LANES, one[k]);
+        add_to(sums + t->channels + c + k * LANES, two[k]);
     }
-    memcpy(sums + c, total[0], wide * LANES * sizeof *sums);
-    memcpy(sums + t->channels + c, total[1], wide * LANES * sizeof *sums);
 }
 
-INLINE void sum_part(const task *t, int gradient, long part) {
-    long all = gradient && t->pooled ? all_squares(t) : all_pixels(t);
-    long first = all * part / PARTS, last = all * (part + 1) / PARTS, c = 0;
+INLINE void sum_part(const task *t, summands of, long part) {
+    long all = of == POOLED_GRADIENTS ? all_squares(t) : all_pixels(t), last = all * (part + 1) / PARTS;
     double *sums = t->sums + part * 2 * t->channels;
-    for (; c + PANEL <= t->channels; c += PANEL) sum_channels(t, gradient, 2, first, last, c, sums);
-    if (c < t->channels) sum_channels(t, gradient, 1, first, last, c, sums);
+    memset(sums, 0, 2 * t->channels * sizeof *sums);
+    for (long first = all * part / PARTS; first < last; first += PIXELS) {
+        long end = smaller(first + PIXELS, last), c = 0;
+        for (; c + PANEL <= t->channels; c += PANEL) sum_channels(t, of, 2, first, end, c, sums);
+        if (c < t->channels) sum_channels(t, of, 1, first, end, c, sums);
+    }
 }
 
-INLINE double total_of(const task *t, int which, long c) {
-    double total = 0.0;
-    for (long part = 0; part < PARTS; part++) total += t->sums[(2 * part + which) * t->channels + c];
+/* Before the second phase */
+INLINE void sum_parts(task *t, summands of) {
+    for (long part; (part = take(&t->first_phase)) < PARTS; done(&t->first_phase)) sum_part(t, of, part);
+    wait_for(&t->first_phase, PARTS);
+}
+
+/* Of LANES channels */
+INLINE doubles total_of(const task *t, int which, long c) {
+    doubles total = {0};
+    for (long part = 0; part < PARTS; part++) {
+        doubles sum;
+        memcpy(&sum, t->sums + (2 * part + which) * t->channels + c, sizeof sum);
+        total += sum;
+    }
     return total;
 }
 
 /* ---- forward ---- */
 
-static void statistics_of(const task *t, long c, double *mean, double *variance) {
-    double difference = total_of(t, 0, c) / all_pixels(t);
-    double found = total_of(t, 1, c) / all_pixels(t) - difference * difference;
-    *mean = t->mean[c] + difference;
-    *variance = found < 0.0 ? 0.0 : found; /* NaN stays */
+/* Of LANES channels */
+INLINE void statistics_of(const task *t, long c, doubles *mean, doubles *variance) {
+    doubles difference = total_of(t, 0, c) / (double)all_pixels(t);
+    *mean = __builtin_convertvector(load(t->mean + c), doubles) + difference;
+    *variance = total_of(t, 1, c) / (double)all_pixels(t) - difference * difference;
+    for (int i = 0; i < LANES; i++)
+        if ((*variance)[i] < 0.0) (*variance)[i] = 0.0; /* NaN stays */
 }
 
 static void forward_factors(const task *t, factors *f) {
-    for (long c = 0; c < t->channels; c++) {
-        double mean, variance;
+    for (long c = 0; c < t->channels; c += LANES) {
+        doubles mean, variance;
         statistics_of(t, c, &mean, &variance);
-        double a = t->weight[c] / sqrt(variance + t->epsilon);
-        f->a[c] = a, f->b[c] = t->bias[c] - a * mean;
+        for (int i = 0; i < LANES; i++) {
+            double a = t->weight[c + i] / sqrt(variance[i] + t->epsilon);
+            f->a[c + i] = a, f->b[c + i] = t->bias[c + i] - a * mean[i];
+        }
     }
 }
 
@@ -139,8 +171,10 @@ INLINE void normalise_square(const task *t, const factors *f, long square) {
 static void forward_as_thread(void *data) {
     task *t = data;
     factors f;
-    for (long part; (part = take(&t->first_phase)) < PARTS; done(&t->first_phase)) sum_part(t, 0, part);
-    wait_for(&t->first_phase, PARTS);
+    if (t->elu)
+        sum_parts(t, ELU_VALUES);
+    else
+        sum_parts(t, VALUES);
     forward_factors(t, &f);
     long all = t->pooled ? all_squares(t) : all_pixels(t);
     for (long part; (part = take(&t->second_phase)) < PARTS;)
@@ -155,81 +189,113 @@ static void forward_as_thread(void *data) {
 
 INLINE double inverse_deviation(const task *t, long c) { return 1.0 / sqrt((double)t->variance[c] + t->epsilon); }
 
-/* The sum of dy times the normalised x */
-INLINE double total_with_normalised(const task *t, long c) {
-    return total_of(t, 1, c) * inverse_deviation(t, c);
+/* Into dweight, the sums of dy times the normalised x, and dbias, those of dy */
+static void sum_gradients(const task *t) {
+    for (long c = 0; c < t->channels; c += LANES) {
+        doubles one = total_of(t, 0, c), two = total_of(t, 1, c);
+        for (int i = 0; i < LANES; i++)
+            t->dweight[c + i] = two[i] * inverse_deviation(t, c + i), t->dbias[c + i] = one[i];
+    }
 }
 
 static void backward_factors(const task *t, factors *f) {
-    for (long c = 0; c < t->channels; c++) {
-        double inverse = inverse_deviation(t, c), a = t->weight[c] * inverse;
-        double b = -a * inverse * total_with_normalised(t, c) / all_pixels(t);
-        f->a[c] = a, f->b[c] = b, f->c[c] = -a * total_of(t, 0, c) / all_pixels(t) - b * t->mean[c];
+    for (long from = 0; from < t->channels; from += LANES) {
+        doubles one = total_of(t, 0, from), two = total_of(t, 1, from);
+        for (int i = 0; i < LANES; i++) {
+            long c = from + i;
+            double inverse = inverse_deviation(t, c), a = t->weight[c] * inverse;
+            double b = -a * inverse * inverse * two[i] / all_pixels(t);
+            f->a[c] = a, f->b[c] = b, f->c[c] = -a * one[i] / all_pixels(t) - b * t->mean[c];
+        }
     }
 }
 
-INLINE void write_gradient(const task *t, const factors *f, long at, long c, vector dy) {
-    vector dx = load(f->a + c) * dy + (load(f->b + c) * load(t->x + at) + load(f->c + c));
+INLINE void write_gradient(const task *t, const factors *f, int elu, long at, long c, vector dy) {
+    vector x = load(t->x + at), dx = load(f->a + c) * dy + (load(f->b + c) * x + load(f->c + c));
+    if (elu) dx *= elu_slope(x);
     memcpy(t->dx + at, &dx, sizeof dx);
 }
 
-INLINE void gradient_of_pixel(const task *t, const factors *f, long pixel) {
+INLINE void gradient_of_pixel(const task *t, const factors *f, int elu, long pixel) {
     for (long c = 0; c < t->channels; c += LANES) {
         long at = pixel * t->channels + c;
-        write_gradient(t, f, at, c, load(t->y + at));
+        write_gradient(t, f, elu, at, c, load(t->y + at));
     }
 }
 
-INLINE void gradient_of_square(const task *t, const factors *f, long square) {
+INLINE void gradient_of_square(const task *t, const factors *f, int elu, long square) {
+    long place = place_of(t, square);
     for (long c = 0; c < t->channels; c += LANES) {
         long at = square * t->channels + c;
         vector dy = load(t->y + at);
         UNROLL for (int i = 0; i < 4; i++) {
             vector there = (vector)((bits)dy & mark_is(t->marks + at, i));
-            write_gradient(t, f, place_of(t, square) + next_in_square(t, i) + c, c, there);
+            write_gradient(t, f, elu, place + next_in_square(t, i) + c, c, there);
         }
     }
+}
+
+INLINE void write_gradients(task *t, const factors *f, int elu) {
+    long all = t->pooled ? all_squares(t) : all_pixels(t);
+    for (long part; (part = take(&t->second_phase)) < PARTS;)
+        for (long i = all * part / PARTS; i < all * (part + 1) / PARTS; i++)
+            if (t->pooled)
+                gradient_of_square(t, f, elu, i);
+            else
+                gradient_of_pixel(t, f, elu, i);
 }
 
 static void backward_as_thread(void *data) {
     task *t = data;
     factors f;
-    for (long part; (part = take(&t->first_phase)) < PARTS; done(&t->first_phase)) sum_part(t, 1, part);
-    wait_for(&t->first_phase, PARTS);
+    if (t->pooled)
+        sum_parts(t, POOLED_GRADIENTS);
+    else
+        sum_parts(t, GRADIENTS);
     backward_factors(t, &f);
-    long all = t->pooled ? all_squares(t) : all_pixels(t);
-    for (long part; (part = take(&t->second_phase)) < PARTS;)
-        for (long i = all * part / PARTS; i < all * (part + 1) / PARTS; i++)
-            if (t->pooled)
-                gradient_of_square(t, &f, i);
-            else
-                gradient_of_pixel(t, &f, i);
+    if (t->elu)
+        write_gradients(t, &f, 1);
+    else
+        write_gradients(t, &f, 0);
 }
 
 /* ---- what is called ---- */
 
 /* Of the first pixel of each part: one alone may be far from the others */
 static void mean_of_few(task *t) {
-    memset(t->mean, 0, t->channels * sizeof *t->mean);
-    for (long part = 0; part < PARTS; part++) {
-        const float *pixel = t->x + all_pixels(t) * part / PARTS * t->channels;
-        for (long c = 0; c < t->channels; c++) t->mean[c] += pixel[c] / PARTS;
+    for (long c = 0; c < t->channels; c += LANES) {
+        vector sum = {0};
+        for (long part = 0; part < PARTS; part++) {
+            long at = all_pixels(t) * part / PARTS * t->channels + c;
+            sum += (t->elu ? elu_of(load(t->before + at)) : load(t->x + at)) / PARTS;
+        }
+        memcpy(t->mean + c, &sum, sizeof sum);
     }
 }
 
-/* y, mean and variance from x, weight and bias */
+static void move_towards(float *running, double value, double momentum) {
+    *running = (1.0 - momentum) * *running + momentum * value;
+}
+
+/* y, mean and variance from x, weight and bias, and the running ones; x as well, from what is before ELU */
 void normalise(task *t) {
     mean_of_few(t);
     t->parallel(forward_as_thread, t, t->threads, 0);
-    for (long c = 0; c < t->channels; c++) {
-        double mean, variance;
-        statistics_of(t, c, &mean, &variance);
-        t->mean[c] = mean, t->variance[c] = variance;
+    double unbiased = all_pixels(t) / (all_pixels(t) - 1.0);
+    for (long from = 0; from < t->channels; from += LANES) {
+        doubles mean, variance;
+        statistics_of(t, from, &mean, &variance);
+        for (int i = 0; i < LANES; i++) {
+            long c = from + i;
+            t->mean[c] = mean[i], t->variance[c] = variance[i];
+            move_towards(t->running_mean + c, mean[i], t->momentum);
+            move_towards(t->running_variance + c, variance[i] * unbiased, t->momentum);
+        }
     }
 }
 
-/* dx, dweight and dbias from x, weight, y (which is a gradient), mean and variance */
+/* dx (of what is before ELU), dweight and dbias from x, weight, y (which is a gradient), mean and variance */
 void normalise_gradient(task *t) {
     t->parallel(backward_as_thread, t, t->threads, 0);
-    for (long c = 0; c < t->channels; c++) t->dweight[c] = total_with_normalised(t, c), t->dbias[c] = total_of(t, 0, c);
+    sum_gradients(t);
 }

@@ -1,6 +1,5 @@
 /* Dropout and ELU, and their gradients, of float32 values wherever they lie: in the order of memory. */
 #include "kernels.h"
-#include <math.h>
 
 #define CHUNK 4096 /* values that a thread takes at once */
 #define DRAWS 4    /* values that one random word decides: 16 bits each */
@@ -40,32 +39,25 @@ static void drop_chunks(void *data) {
     }
 }
 
-/* e^x - 1 for x <= 0, to 2 units in the last place: 2^n (e^r - 1) + (2^n - 1), with |r| at most ln(2) / 2 */
-INLINE float less_than_exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    float n = rintf(x * 1.44269504f);
-    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f; /* ln(2) in two parts (Cody and Waite) */
-    float p = 1.0f / 5040;
-    p = p * r + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r * r + r;
-    int32_t power = ((int32_t)n + 127) << 23;
-    float two_to_n;
-    memcpy(&two_to_n, &power, sizeof power);
-    return two_to_n * p + (two_to_n - 1.0f);
+INLINE vector load_some(const float *p, long count) {
+    if (count >= LANES) return load(p);
+    vector v = {0};
+    memcpy(&v, p, count * sizeof *p);
+    return v;
+}
+
+INLINE void store_some(float *p, vector v, long count) {
+    if (count >= LANES)
+        memcpy(p, &v, sizeof v);
+    else
+        memcpy(p, &v, count * sizeof *p);
 }
 
 static void elu_chunks(void *data) {
     task *t = data;
     for (long first; (first = CHUNK * atomic_fetch_add(&t->taken, 1)) < t->count;) {
         long last = smaller(first + CHUNK, t->count);
-        EACH_FOR_ITSELF for (long i = first; i < last; i++) {
-            float x = t->from[i];
-            t->to[i] = x <= 0.0f ? less_than_exponential(x) : x; /* NaN stays */
-        }
+        for (long i = first; i < last; i += LANES) store_some(t->to + i, elu_of(load_some(t->from + i, last - i)), last - i);
     }
 }
 
@@ -73,9 +65,9 @@ static void elu_gradient_chunks(void *data) {
     task *t = data;
     for (long first; (first = CHUNK * atomic_fetch_add(&t->taken, 1)) < t->count;) {
         long last = smaller(first + CHUNK, t->count);
-        EACH_FOR_ITSELF for (long i = first; i < last; i++) {
-            float y = t->outputs[i];
-            t->to[i] = t->from[i] * (y <= 0.0f ? y + 1.0f : 1.0f);
+        for (long i = first; i < last; i += LANES) {
+            vector slope = elu_slope(load_some(t->outputs + i, last - i));
+            store_some(t->to + i, load_some(t->from + i, last - i) * slope, last - i);
         }
     }
 }

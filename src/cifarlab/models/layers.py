@@ -39,25 +39,33 @@ class Dropout(nn.Module):
 
 
 class LayerSequence(nn.Sequential):
-    """nn.Sequential, with what our kernels do as one operation: a convolution, batch norm or dense layer, the 2x2 pool
-    and the ReLU after it."""
+    """nn.Sequential, with what our kernels do as one operation: a convolution or dense layer, the 2x2 pool and the ReLU
+    after it; batch norm, ELU before it and the 2x2 pool after it."""
 
     def forward(self, input: Tensor) -> Tensor:
         layers = list(self)
         while layers:
             layer = layers.pop(0)
             if type(layer) in (nn.Conv2d, SameConv2d):
-                pool = layers.pop(0) if layers and is_pool_of_four(layers[0]) else None
+                pool = _pool_taken(layers)
                 relu = layers.pop(0) if layers and type(layers[0]) is nn.ReLU else None
                 input = convolve(input, layer, pool, relu)  # type: ignore[arg-type]
             elif type(layer) is nn.Linear:
                 relu = layers.pop(0) if layers and type(layers[0]) is nn.ReLU else None
                 input = dense(input, layer, relu)  # type: ignore[arg-type]
-            elif isinstance(layer, nn.BatchNorm2d) and layers and is_pool_of_four(layers[0]):
-                input = normalise(input, layer, layers.pop(0))  # type: ignore[arg-type]
+            elif isinstance(layer, nn.BatchNorm2d):
+                input = normalise(input, layer, _pool_taken(layers))
+            elif type(layer) is nn.ELU and layers and isinstance(layers[0], nn.BatchNorm2d):
+                norm = layers.pop(0)
+                input = normalise(input, norm, _pool_taken(layers), layer)  # type: ignore[arg-type]
             else:
                 input = layer(input)
         return input
+
+
+def _pool_taken(layers: list[nn.Module]) -> nn.MaxPool2d | None:
+    """The 2x2 pool that `layers` begin with, and no longer do."""
+    return layers.pop(0) if layers and is_pool_of_four(layers[0]) else None  # type: ignore[return-value]
 
 
 class SameConv2d(nn.Conv2d):
