@@ -39,6 +39,9 @@ KERNELS = {  # the source first
     "normalise-avx512": ("normalise.c", *AVX512),
     "pointwise-avx2": ("pointwise.c", *AVX2),
     "pointwise-avx512": ("pointwise.c", *AVX512, "-mprefer-vector-width=512"),
+    # A square root that may set errno is computed one at a time.
+    "optimise-avx2": ("optimise.c", *AVX2, "-fno-math-errno"),
+    "optimise-avx512": ("optimise.c", *AVX512, "-mprefer-vector-width=512", "-fno-math-errno"),
 }
 # An old glibc, so that a wheel runs on other machines too. Zig adds checks for undefined behaviour unless told not to.
 COMMON = (

@@ -264,11 +264,11 @@ def test_features_computed_once_give_the_same_training(
             )
     once, always = runs
     for row, expected in zip(once.metrics, always.metrics, strict=True):
-        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
-        assert row["validation_loss"] == pytest.approx(expected["validation_loss"], rel=1e-5)
+        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
+        assert row["validation_loss"] == pytest.approx(expected["validation_loss"], rel=1e-4)
         assert row["train_accuracy"] == expected["train_accuracy"]
     for name, tensor in always.load_weights("last")[0].items():
-        torch.testing.assert_close(once.load_weights("last")[0][name], tensor, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(once.load_weights("last")[0][name], tensor, rtol=1e-4, atol=1e-5)
     frozen = {name for name in once.load_weights("last")[0] if name.startswith("block")}
     assert not changed_layers(
         {name: base.load_weights()[0][name] for name in frozen},

@@ -293,7 +293,8 @@ def new_model(
 def new_optimizer(recipe: Recipe, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
     """The optimiser over all that is ever trained; `model` is left frozen as in the first epoch."""
     freeze_for_epoch(recipe.finetune, model, math.inf)
-    optimizer = build_optimizer(recipe.optimizer, model, device, rate_factors(recipe.finetune, model))
+    factors, own_kernels = rate_factors(recipe.finetune, model), recipe.device.winograd
+    optimizer = build_optimizer(recipe.optimizer, model, device, factors, own_kernels=own_kernels)
     freeze_for_epoch(recipe.finetune, model, 0)
     return optimizer
 

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cifarlab.kernels.optimisers import Numbers, OwnAdam, OwnAdamW, OwnRMSprop, OwnSGD, OwnStep
 from cifarlab.recipe import SGD, Adam, AdamW, Muon, Optimizer, Regularization, RMSprop
 
 # Stands in for a rate of 0, which momentum kept in units of the rate could not be carried across.
@@ -13,33 +15,43 @@ _SMALLEST_LEARNING_RATE = 1e-20
 
 
 def build_optimizer(
-    spec: Optimizer, model: nn.Module, device: torch.device, rate_factors: Mapping[str, float] | None = None
+    spec: Optimizer,
+    model: nn.Module,
+    device: torch.device,
+    rate_factors: Mapping[str, float] | None = None,
+    *,
+    own_kernels: bool = True,
 ) -> torch.optim.Optimizer:
     """The optimiser of `spec` over the trainable parameters of `model`.
 
     Kernels (two dimensions or more) get the weight decay, biases and normalisation do not. Parameters that do not
     require a gradient are left out. `rate_factors` says, by name, which parameters' learning rate is multiplied by
-    what; 1 where it says nothing. `set_learning_rate` must be called before every step.
+    what; 1 where it says nothing. `own_kernels`: on the CPU, step by them where they suit. `set_learning_rate` must be
+    called before every step.
     """
     if isinstance(spec, Muon):
         return MuonOptimizer(spec, model)
     fused = device.type in ("cpu", "cuda")
+    own = own_kernels and device.type == "cpu"
     groups = _parameter_groups(model, spec.weight_decay, rate_factors or {})
     match spec:
         case SGD():
-            optimizer = torch.optim.SGD(
+            optimizer = (OwnSGD if own else torch.optim.SGD)(
                 groups, lr=spec.learning_rate, momentum=spec.momentum, nesterov=spec.nesterov, fused=fused
             )
             return _from_rest(optimizer) if spec.momentum > 0.0 else optimizer
         case RMSprop():  # torch has no fused one
-            kind = RMSpropInsideRoot if spec.epsilon_place == "inside-root" else torch.optim.RMSprop
+            if spec.epsilon_place == "inside-root":
+                kind = OwnRMSpropInsideRoot if own else RMSpropInsideRoot
+            else:
+                kind = OwnRMSprop if own else torch.optim.RMSprop
             return kind(groups, lr=spec.learning_rate, alpha=spec.rho, eps=spec.epsilon)
-        case Adam():
+        case Adam() | AdamW():
+            ours, torchs = (
+                (OwnAdam, torch.optim.Adam) if isinstance(spec, Adam) else (OwnAdamW, torch.optim.AdamW)
+            )
             betas = (spec.beta_1, spec.beta_2)
-            return torch.optim.Adam(groups, lr=spec.learning_rate, betas=betas, eps=spec.epsilon, fused=fused)
-        case AdamW():
-            betas = (spec.beta_1, spec.beta_2)
-            return torch.optim.AdamW(
+            return (ours if own else torchs)(
                 groups, lr=spec.learning_rate, betas=betas, eps=spec.epsilon, fused=fused
             )
     raise AssertionError(f"no optimiser for {spec!r}")
@@ -65,12 +77,24 @@ class RMSpropInsideRoot(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                gradient = weight.grad + group["weight_decay"] * weight
+                decay = group["weight_decay"]
+                gradient = weight.grad + decay * weight if decay else weight.grad
                 if weight not in self.state:
                     self.state[weight]["square_avg"] = torch.zeros_like(weight)
                 mean_square = self.state[weight]["square_avg"]
                 mean_square.mul_(group["alpha"]).addcmul_(gradient, gradient, value=1.0 - group["alpha"])
                 weight.addcdiv_(gradient, (mean_square + group["eps"]).sqrt_(), value=-group["lr"])
+
+
+class OwnRMSpropInsideRoot(OwnStep, RMSpropInsideRoot):
+    rule, not_ours = "rmsprop", ()
+
+    def state_names(self, group: dict[str, Any]) -> dict[str, str]:
+        return {"square": "square_avg"}
+
+    def numbers(self, group: dict[str, Any]) -> Numbers:
+        decay, rho, epsilon = group["weight_decay"], group["alpha"], group["eps"]
+        return Numbers(group["lr"], decay, keep_square=rho, epsilon=epsilon, variant=True)
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float, rate_factors: Mapping[str, float]) -> list[dict]:
