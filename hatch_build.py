@@ -37,6 +37,8 @@ KERNELS = {  # the source first
     "dense-avx512": ("dense.c", *AVX512),
     "normalise-avx2": ("normalise.c", *AVX2),
     "normalise-avx512": ("normalise.c", *AVX512),
+    "pool-avx2": ("pool.c", *AVX2),
+    "pool-avx512": ("pool.c", *AVX512, "-mprefer-vector-width=512"),
     "pointwise-avx2": ("pointwise.c", *AVX2),
     "pointwise-avx512": ("pointwise.c", *AVX512, "-mprefer-vector-width=512"),
     # A square root that may set errno is computed one at a time.

@@ -130,7 +130,7 @@ KINDS = {  # the first that a profiler event, or the nearest event around it, co
     "batch normalisation": ("layer: BatchNorm", "layer: BiasedBatchNorm", "_BatchNorm", "BatchNormBackward"),
     "ELU": ("layer: ELU", "_Elu", "EluBackward"),
     "ReLU": ("layer: ReLU", "ReluBackward", "ThresholdBackward"),
-    "max-pooling": ("layer: MaxPool", "MaxPool2DWithIndicesBackward"),
+    "max-pooling": ("layer: MaxPool", "MaxPool2DWithIndicesBackward", "_MaxPool"),
     "dropout": ("layer: Dropout", "_Dropout"),
     "dense layers": ("layer: Linear", "layer: Flatten", "_Dense", "AddmmBackward"),
 }

@@ -465,7 +465,7 @@ class Device(Part):
     winograd: bool = Field(
         default=True,
         description="on CPU, train by our own kernels"
-        " (Winograd's convolutions, dense layers, batch norm, ELU, optimisers)",
+        " (Winograd's convolutions, dense layers, batch norm, pools, ELU, optimisers)",
     )
 
 

@@ -10,5 +10,15 @@ from cifarlab.kernels.dense_layer import dense
 from cifarlab.kernels.mode import own_kernels
 from cifarlab.kernels.normalisation import normalise
 from cifarlab.kernels.pointwise import dropout
+from cifarlab.kernels.pooling import drop_and_pool
 
-__all__ = ["convolve", "dense", "dropout", "is_pool_of_four", "kernels_here", "normalise", "own_kernels"]
+__all__ = [
+    "convolve",
+    "dense",
+    "drop_and_pool",
+    "dropout",
+    "is_pool_of_four",
+    "kernels_here",
+    "normalise",
+    "own_kernels",
+]

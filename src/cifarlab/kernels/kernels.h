@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#define FEW (1 << 17) /* values, for which waking another thread (40 to 60 us) takes longer than its half of them */
 #define PANEL (2 * LANES) /* columns that one product computes */
 #define ROWS (LANES == 16 ? 12 : 6) /* rows that one product computes: as many sums as fit the registers */
 
@@ -20,6 +21,7 @@ typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
 typedef int32_t signs __attribute__((vector_size(4 * LANES)));
 typedef uint8_t bytes __attribute__((vector_size(LANES)));
 typedef int8_t signed_bytes __attribute__((vector_size(LANES)));
+typedef uint64_t longs __attribute__((vector_size(4 * LANES)));
 
 #if BF16
 typedef uint16_t element;
@@ -51,6 +53,14 @@ INLINE void wait_for(phase *p, long parts) {
             _mm_pause();
         else
             sched_yield(); /* where other programs want the cores, too */
+}
+
+/* `work` on so many values, each of little work: by this thread alone if FEW */
+INLINE void run_on_values(parallel_region *parallel, void (*work)(void *), void *task, long threads, long values) {
+    if (threads > 1 && values > FEW)
+        parallel(work, task, threads, 0);
+    else
+        work(task);
 }
 
 INLINE long panels(long channels) { return (channels + PANEL - 1) / PANEL; }
@@ -107,6 +117,22 @@ INLINE vector elu_of(vector x) { return chosen((bits)(x <= 0.0f), less_than_expo
 
 /* The derivative of ELU, from what it gave */
 INLINE vector elu_slope(vector y) { return chosen((bits)(y <= 0.0f), y + 1.0f, (vector){0} + 1.0f); }
+
+/* All bits of those whose mark is `i` */
+INLINE bits mark_is(const uint8_t *marks, uint8_t i) {
+    bytes found;
+    memcpy(&found, marks, sizeof found);
+    return (bits)__builtin_convertvector((signed_bytes)(found == i), signs);
+}
+
+/* The words of a stream at these places: SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
+ * generators", 2014), which is a function of the place in the stream, so that any thread can draw any part. */
+INLINE longs random_words(uint64_t seed, longs places) {
+    longs z = seed + (places + 1) * 0x9E3779B97F4A7C15u;
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+    return z ^ z >> 31;
+}
 
 INLINE vector splat(word w) {
 #if BF16

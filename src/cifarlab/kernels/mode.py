@@ -11,6 +11,7 @@ from cifarlab.kernels.convolution import convolve, own_conv2d, own_convolve
 from cifarlab.kernels.dense_layer import dense, own_dense, own_linear
 from cifarlab.kernels.normalisation import normalise, own_batch_norm, own_normalise
 from cifarlab.kernels.pointwise import own_elu
+from cifarlab.kernels.pooling import drop_and_pool, own_drop_and_pool, own_max_pool2d
 from cifarlab.kernels.replacing import Replacements, Replacing
 
 # Each takes the arguments of the other, and returns None where they do not suit it.
@@ -22,6 +23,8 @@ OWN: Replacements = {
     F.batch_norm: own_batch_norm,
     normalise: own_normalise,
     F.elu: own_elu,
+    F.max_pool2d: own_max_pool2d,
+    drop_and_pool: own_drop_and_pool,
 }
 
 

@@ -46,12 +46,6 @@ INLINE long place_of(const task *t, long square) {
 
 INLINE long next_in_square(const task *t, int i) { return (i / 2 * t->w + i % 2) * t->channels; }
 
-INLINE bits mark_is(const uint8_t *marks, uint8_t i) {
-    bytes found;
-    memcpy(&found, marks, sizeof found);
-    return (bits)__builtin_convertvector((signed_bytes)(found == i), signs);
-}
-
 /* ---- sums of a part: of d and d^2, where d is x less a mean of few pixels, or of dy and dy (x - mean). Without what is
  * subtracted, values far from 0 would lose what is to be known of them. `wide` vectors of channels. ---- */
 

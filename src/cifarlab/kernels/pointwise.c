@@ -15,22 +15,18 @@ typedef struct {
     atomic_long taken;
 } task;
 
-/* Word `index` of a stream: SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014),
- * which is a function of its place in the stream, so that any thread can draw any part. */
-INLINE uint64_t random_word(uint64_t seed, uint64_t index) {
-    uint64_t z = seed + (index + 1) * 0x9E3779B97F4A7C15u;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    return z ^ z >> 31;
-}
-
 static void drop_chunks(void *data) {
     task *t = data;
     float scale = 65536.0f / (65536 - t->dropped);
     for (long first; (first = CHUNK * atomic_fetch_add(&t->taken, 1)) < t->count;) {
         uint64_t words[CHUNK / DRAWS];
         uint16_t draws[CHUNK];
-        for (long i = 0; i < CHUNK / DRAWS; i++) words[i] = random_word(t->seed, first / DRAWS + i);
+        for (long i = 0; i < CHUNK / DRAWS; i += LANES / 2) {
+            longs places;
+            for (int k = 0; k < LANES / 2; k++) places[k] = first / DRAWS + i + k;
+            longs drawn = random_words(t->seed, places);
+            memcpy(words + i, &drawn, sizeof drawn);
+        }
         memcpy(draws, words, sizeof draws);
         const float *from = t->from + first;
         float *to = t->to + first;
@@ -74,7 +70,7 @@ static void elu_gradient_chunks(void *data) {
 
 static void run(task *t, void (*work)(void *)) {
     atomic_store(&t->taken, 0);
-    t->parallel(work, t, smaller(t->threads, (t->count + CHUNK - 1) / CHUNK), 0);
+    run_on_values(t->parallel, work, t, t->threads, t->count);
 }
 
 /* `to` from `from`, of values and of gradients alike */

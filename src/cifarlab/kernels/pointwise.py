@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cifarlab.kernels.compiled import functions_of, parallel_region
 
@@ -34,13 +35,23 @@ def _functions() -> ctypes.CDLL | None:
     return next((functions for functions in found if functions is not None), None)
 
 
-def dropout(values: Tensor, rate: float, seed: int) -> Tensor:
+def dropout(values: Tensor, rate: float, seed: int | None = None) -> Tensor:
     """Zero each of `values`, on the CPU, with probability `rate`, and divide the others by 1 - rate.
 
-    Which ones is a function of `seed`, 0 to 2^64 - 1, and of their place in memory. The probability is exact to
-    1 / 65,536, and the division is by the probability that is used, so that the mean is kept exactly.
+    Which ones is a function of `seed`, 0 to 2^64 - 1, and of their place in memory; None draws the seed from torch's
+    global generator. The probability is exact to 1 / 65,536, and the division is by the probability that is used, so
+    that the mean is kept exactly.
     """
-    return _Dropout.apply(values, round(rate * ODDS), seed)
+    if has_torch_function_unary(
+        values
+    ):  # which would be asked about every call and attribute of a tensor below
+        return handle_torch_function(dropout, (values,), values, rate, seed)
+    return _Dropout.apply(values, round(rate * ODDS), drawn_seed() if seed is None else seed)
+
+
+def drawn_seed() -> int:
+    """From torch's global generator."""
+    return int(torch.randint(2**62, ()).item())
 
 
 class _Dropout(torch.autograd.Function):
@@ -51,7 +62,6 @@ class _Dropout(torch.autograd.Function):
         ctx.dropped, ctx.seed, ctx.format = dropped, seed, _format(values)
         values = values.contiguous(memory_format=ctx.format)
         if _has_kernel(values):
-            ctx.save_for_backward(None)
             return _drop(values, dropped, seed)
         kept = _kept(values, dropped, seed)
         ctx.save_for_backward(kept)
@@ -60,7 +70,7 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (kept,) = ctx.saved_tensors
+        kept = next(iter(ctx.saved_tensors), None)
         gradient = gradient.contiguous(memory_format=ctx.format)
         if kept is None:
             return _drop(gradient, ctx.dropped, ctx.seed), None, None
@@ -80,10 +90,11 @@ def _has_kernel(values: Tensor) -> bool:
 
 def _drop(values: Tensor, dropped: int, seed: int) -> Tensor:
     """By the kernel, in float32: a factor in bfloat16 would change the mean."""
-    exact = values.float()
-    result = torch.empty_like(exact)
-    _functions().dropout(_task(exact, result, seed=seed, dropped=dropped))  # type: ignore[union-attr]
-    return result.to(values.dtype)
+    if values.dtype != torch.float32:
+        return _drop(values.float(), dropped, seed).to(values.dtype)
+    result = torch.empty_like(values)
+    _functions().dropout(_task(values, result, seed=seed, dropped=dropped))  # type: ignore[union-attr]
+    return result
 
 
 def _kept(values: Tensor, dropped: int, seed: int) -> Tensor:
@@ -144,12 +155,12 @@ def _task(
     values: Tensor, result: Tensor, outputs: Tensor | None = None, seed: int = 0, dropped: int = 0
 ) -> _Task:
     return _Task(
-        parallel=parallel_region(),
-        threads=torch.get_num_threads(),
-        count=values.numel(),
-        from_=values.data_ptr(),
-        outputs=None if outputs is None else outputs.data_ptr(),
-        to=result.data_ptr(),
-        seed=seed,
-        dropped=dropped,
+        parallel_region(),
+        torch.get_num_threads(),
+        values.numel(),
+        values.data_ptr(),
+        None if outputs is None else outputs.data_ptr(),
+        result.data_ptr(),
+        seed,
+        dropped,
     )

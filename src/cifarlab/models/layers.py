@@ -1,9 +1,8 @@
 """Layers and initial values with the semantics of Keras, which the published systems were written in."""
 
-import torch
 from torch import Tensor, nn
 
-from cifarlab.kernels import convolve, dense, dropout, is_pool_of_four, normalise
+from cifarlab.kernels import convolve, dense, drop_and_pool, dropout, is_pool_of_four, normalise
 
 
 class Flatten(nn.Module):
@@ -35,12 +34,12 @@ class Dropout(nn.Module):
             return values
         if values.device.type != "cpu":
             return nn.functional.dropout(values, self.rate)
-        return dropout(values, self.rate, seed=int(torch.randint(2**62, ()).item()))
+        return dropout(values, self.rate)
 
 
 class LayerSequence(nn.Sequential):
-    """nn.Sequential, with what our kernels do as one operation: a convolution or dense layer, the 2x2 pool and the ReLU
-    after it; batch norm, ELU before it and the 2x2 pool after it."""
+    """nn.Sequential, with what our kernels do as one operation: a convolution, dropout or dense layer, the 2x2 pool and
+    the ReLU after it; batch norm, ELU before it and the 2x2 pool after it."""
 
     def forward(self, input: Tensor) -> Tensor:
         layers = list(self)
@@ -58,6 +57,8 @@ class LayerSequence(nn.Sequential):
             elif type(layer) is nn.ELU and layers and isinstance(layers[0], nn.BatchNorm2d):
                 norm = layers.pop(0)
                 input = normalise(input, norm, _pool_taken(layers), layer)  # type: ignore[arg-type]
+            elif type(layer) is Dropout and layers and is_pool_of_four(layers[0]):
+                input = drop_and_pool(input, layer, layers.pop(0))  # type: ignore[arg-type]
             else:
                 input = layer(input)
         return input
