@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from cifarlab.kernels.optimisers import Numbers, OwnAdam, OwnAdamW, OwnRMSprop, OwnSGD, OwnStep
 from cifarlab.recipe import SGD, Adam, AdamW, Muon, Optimizer, Regularization, RMSprop
@@ -225,8 +226,22 @@ def l2_penalty(model: nn.Module, regularization: Regularization) -> Tensor:
         layers = layers[:-1]
     elif regularization.l2_layers == "convolutions":
         layers = [layer for layer in layers if not isinstance(layer, nn.Linear)]
-    squares = [layer.weight.square().sum() for layer in layers if layer.weight.requires_grad]
-    return regularization.l2 * torch.stack(squares).sum() if squares else nothing
+    weights = [layer.weight for layer in layers if layer.weight.requires_grad]
+    return regularization.l2 * _SumOfSquares.apply(*weights) if weights else nothing
+
+
+class _SumOfSquares(torch.autograd.Function):
+    """Of all tensors together: one node for autograd in place of two for each."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        return torch.stack(torch._foreach_norm(tensors)).square().sum()  # pyright: ignore[reportPrivateImportUsage]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return torch._foreach_mul(ctx.saved_tensors, 2.0 * gradient)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +43,7 @@ REPORT_SECONDS = 0.2  # between two reports of steps; also how often the loss is
 SAVE_SECONDS = 300.0  # between two saves within an epoch
 CURVES_SECONDS = 30.0  # between two drawings of the learning curves
 VALIDATION_BATCH = 500  # pictures
+SEEDS_AT_ONCE = 256  # steps whose dropout's seeds are derived together
 
 
 class Stop(Protocol):
@@ -301,11 +303,18 @@ def train_step(job: Job, images: Tensor, labels: Tensor, step: int, rate: float)
 def _seed_dropout(job: Job, step: int) -> None:
     if not job.has_dropout:
         return
-    seed = derived_seed(job.recipe.seed, DROPOUT, step)
+    seed = _dropout_seeds(job.recipe.seed, step // SEEDS_AT_ONCE)[step % SEEDS_AT_ONCE]
     if job.device.type == "cpu":  # without a word to each kind of GPU, which takes a third of a millisecond
         torch.default_generator.manual_seed(seed)
     else:
         torch.manual_seed(seed)
+
+
+@lru_cache(maxsize=2)
+def _dropout_seeds(seed: int, block: int) -> list[int]:
+    """Of SEEDS_AT_ONCE steps: one by one each takes ten times as long, with nothing of NumPy in the caches any more."""
+    steps = range(block * SEEDS_AT_ONCE, (block + 1) * SEEDS_AT_ONCE)
+    return [derived_seed(seed, DROPOUT, step) for step in steps]
 
 
 def learning_rate_at(job: Job, rows: list[Row], step: int) -> float:

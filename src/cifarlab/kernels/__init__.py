@@ -7,7 +7,7 @@ suit, PyTorch does the work.
 from cifarlab.kernels.compiled import kernels_here
 from cifarlab.kernels.convolution import convolve, is_pool_of_four
 from cifarlab.kernels.dense_layer import dense
-from cifarlab.kernels.mode import own_kernels
+from cifarlab.kernels.mode import own_kernels, run_operations
 from cifarlab.kernels.normalisation import normalise
 from cifarlab.kernels.pointwise import dropout
 from cifarlab.kernels.pooling import drop_and_pool
@@ -21,4 +21,5 @@ __all__ = [
     "kernels_here",
     "normalise",
     "own_kernels",
+    "run_operations",
 ]

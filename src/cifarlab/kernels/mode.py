@@ -1,10 +1,13 @@
 """Where our kernels are used: within `own_kernels`."""
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cifarlab.kernels.compiled import kernels_here
 from cifarlab.kernels.convolution import convolve, own_conv2d, own_convolve
@@ -12,10 +15,10 @@ from cifarlab.kernels.dense_layer import dense, own_dense, own_linear
 from cifarlab.kernels.normalisation import normalise, own_batch_norm, own_normalise
 from cifarlab.kernels.pointwise import own_elu
 from cifarlab.kernels.pooling import drop_and_pool, own_drop_and_pool, own_max_pool2d
-from cifarlab.kernels.replacing import Replacements, Replacing
+from cifarlab.kernels.replacing import Replacing
 
 # Each takes the arguments of the other, and returns None where they do not suit it.
-OWN: Replacements = {
+OWN: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.conv2d: own_conv2d,
     convolve: own_convolve,
     F.linear: own_linear,
@@ -26,6 +29,32 @@ OWN: Replacements = {
     F.max_pool2d: own_max_pool2d,
     drop_and_pool: own_drop_and_pool,
 }
+
+
+def run_operations(input: Tensor, operations: Sequence[tuple[Any, ...]]) -> Tensor:
+    """Functions of one tensor, each with the arguments after it, one after the other.
+
+    Within `own_kernels` as a whole, so that PyTorch asks once what is in place of what, and not for each.
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(run_operations, (input,), input, operations)
+    for operation, *arguments in operations:
+        input = operation(input, *arguments)
+    return input
+
+
+def _own_operations(input: Tensor, operations: Sequence[tuple[Any, ...]]) -> Tensor:
+    for operation, *arguments in operations:
+        if (replacement := OWN.get(operation)) is None:
+            with Replacing(OWN):
+                input = operation(input, *arguments)
+        else:
+            result = replacement(input, *arguments)
+            input = operation(input, *arguments) if result is None else result
+    return input
+
+
+OWN[run_operations] = _own_operations
 
 
 def own_kernels(device: torch.device, *, wanted: bool = True) -> AbstractContextManager[Any]:

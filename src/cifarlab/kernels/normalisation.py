@@ -60,7 +60,7 @@ def normalise(
 
 
 def own_normalise(
-    images: Tensor, layer: nn.BatchNorm2d, pool: nn.MaxPool2d | None, elu: nn.ELU | None
+    images: Tensor, layer: nn.BatchNorm2d, pool: nn.MaxPool2d | None = None, elu: nn.ELU | None = None
 ) -> Tensor:
     """`normalise` by our kernels; ELU, the pool, or all, by themselves where those do not suit."""
     of_layer = (layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.training)

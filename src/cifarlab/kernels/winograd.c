@@ -397,9 +397,17 @@ INLINE void write_outputs(const task *t, enum form form, long first, long last, 
     }
 }
 
+/* Products are of whole ROWS of tiles: those past the last one are 0 */
+INLINE void clear_rows(const task *t, long tiles, element *v) {
+    long channels = whole_groups(t->x.channels), rows = (tiles + ROWS - 1) / ROWS * ROWS;
+    for (long p = 0; p < POINTS; p++)
+        memset(v + p * v_plane(t) + tiles * channels, 0, (rows - tiles) * channels * sizeof *v);
+}
+
 /* Of the tiles from `first` to `last`, with memory for transformed inputs and outputs */
 static void convolve_block(const task *t, long first, long last, element *v, float *m) {
     long row_of_v = whole_groups(t->x.channels) / PER_WORD, depth = depth_of(t->x.channels);
+    if ((last - first) % ROWS) clear_rows(t, last - first, v);
     switch (form_of(&t->x)) {
     case PLAIN: transform_inputs(t, PLAIN, 0, first, last, v); break;
     case PARTIAL: transform_inputs(t, PARTIAL, 0, first, last, v); break;
@@ -435,7 +443,6 @@ static void convolve_as_thread(void *data) {
     float *m = (float *)(v + POINTS * v_plane(t));
     long channels = depth_of(t->x.channels) * PER_WORD;
     for (long c; (c = take(&t->first_phase)) < channels; done(&t->first_phase)) transform_weights(t, c);
-    memset(v, 0, POINTS * v_plane(t) * sizeof *v); /* rows past the last tile are multiplied too */
     wait_for(&t->first_phase, channels);
     for (long first; (first = t->block * take(&t->second_phase)) < all_tiles(t);)
         convolve_block(t, first, smaller(first + t->block, all_tiles(t)), v, m);
@@ -561,7 +568,7 @@ static void finish_gradient(const task *t, long c) {
 static void sum_parts(task *t) {
     word *v = (word *)(t->workspace + atomic_fetch_add(&t->entered, 1) * workspace_bytes(t));
     word *z = v + POINTS * x_plane(t);
-    memset(z, 0, POINTS * z_plane(t) * sizeof *z); /* columns past the last channel are multiplied too */
+    if (t->y.channels % LANES) memset(z, 0, POINTS * z_plane(t) * sizeof *z); /* those past the last are multiplied too */
     for (long part; (part = take(&t->first_phase)) < t->parts; done(&t->first_phase)) sum_gradients(t, part, v, z);
 }
 

@@ -1,8 +1,19 @@
 """Layers and initial values with the semantics of Keras, which the published systems were written in."""
 
+from collections.abc import Iterator
+from typing import Any
+
 from torch import Tensor, nn
 
-from cifarlab.kernels import convolve, dense, drop_and_pool, dropout, is_pool_of_four, normalise
+from cifarlab.kernels import (
+    convolve,
+    dense,
+    drop_and_pool,
+    dropout,
+    is_pool_of_four,
+    normalise,
+    run_operations,
+)
 
 
 class Flatten(nn.Module):
@@ -42,31 +53,34 @@ class LayerSequence(nn.Sequential):
     the ReLU after it; batch norm, ELU before it and the 2x2 pool after it."""
 
     def forward(self, input: Tensor) -> Tensor:
-        layers = list(self)
-        while layers:
-            layer = layers.pop(0)
-            if type(layer) in (nn.Conv2d, SameConv2d):
-                pool = _pool_taken(layers)
-                relu = layers.pop(0) if layers and type(layers[0]) is nn.ReLU else None
-                input = convolve(input, layer, pool, relu)  # type: ignore[arg-type]
-            elif type(layer) is nn.Linear:
-                relu = layers.pop(0) if layers and type(layers[0]) is nn.ReLU else None
-                input = dense(input, layer, relu)  # type: ignore[arg-type]
-            elif isinstance(layer, nn.BatchNorm2d):
-                input = normalise(input, layer, _pool_taken(layers))
-            elif type(layer) is nn.ELU and layers and isinstance(layers[0], nn.BatchNorm2d):
-                norm = layers.pop(0)
-                input = normalise(input, norm, _pool_taken(layers), layer)  # type: ignore[arg-type]
-            elif type(layer) is Dropout and layers and is_pool_of_four(layers[0]):
-                input = drop_and_pool(input, layer, layers.pop(0))  # type: ignore[arg-type]
-            else:
-                input = layer(input)
-        return input
+        return run_operations(input, list(_operations(list(self))))
+
+
+def _operations(layers: list[nn.Module]) -> Iterator[tuple[Any, ...]]:
+    """Functions of the input, each with the arguments after it."""
+    while layers:
+        layer = layers.pop(0)
+        if type(layer) in (nn.Conv2d, SameConv2d):
+            yield convolve, layer, _pool_taken(layers), _relu_taken(layers)
+        elif type(layer) is nn.Linear:
+            yield dense, layer, _relu_taken(layers)
+        elif isinstance(layer, nn.BatchNorm2d):
+            yield normalise, layer, _pool_taken(layers)
+        elif type(layer) is nn.ELU and layers and isinstance(layers[0], nn.BatchNorm2d):
+            yield normalise, layers.pop(0), _pool_taken(layers), layer
+        elif type(layer) is Dropout and layers and is_pool_of_four(layers[0]):
+            yield drop_and_pool, layer, layers.pop(0)
+        else:
+            yield (layer,)
 
 
 def _pool_taken(layers: list[nn.Module]) -> nn.MaxPool2d | None:
     """The 2x2 pool that `layers` begin with, and no longer do."""
     return layers.pop(0) if layers and is_pool_of_four(layers[0]) else None  # type: ignore[return-value]
+
+
+def _relu_taken(layers: list[nn.Module]) -> nn.ReLU | None:
+    return layers.pop(0) if layers and type(layers[0]) is nn.ReLU else None  # type: ignore[return-value]
 
 
 class SameConv2d(nn.Conv2d):
