@@ -80,8 +80,12 @@ def cifarlab_worker(settings: dict[str, Any]) -> None:
             answer(step_shares(job) if line.strip() == "profile" else epoch())
 
 
-def step_shares(job: Any, steps: int = 30) -> dict[str, float]:
-    """Milliseconds of a step by kind of work: the product's `train_step` on its own batches, under torch.profiler."""
+def step_shares(job: Any, blocks: int = 6, steps: int = 6) -> dict[str, float]:
+    """Milliseconds of a step by kind of work: the product's `train_step` on its own batches, under torch.profiler.
+
+    Blocks of steps without the profiler alternate with those: what it makes longer is Python and bookkeeping, which is
+    what a step without it takes beside the rest.
+    """
     import torch
     from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -89,21 +93,32 @@ def step_shares(job: Any, steps: int = 30) -> dict[str, float]:
 
     label_layers(job.model)
     batches = job.stream.from_step(0)
-    for step in range(3):
-        train_step(job, *next(batches), step, job.recipe.optimizer.learning_rate)
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        for step in range(steps):
-            with record_function("work: step"):
-                with record_function("work: data and augmentation"):
-                    images, labels = next(batches)
-                train_step(job, images, labels, step, job.recipe.optimizer.learning_rate)
-    microseconds: dict[str, float] = defaultdict(float)
-    for event in profiler.events():
-        if event.device_type == torch.profiler.DeviceType.CPU:
-            microseconds[kind_of_work(event)] += event.self_cpu_time_total
-    return {
-        kind: spent / steps / 1e3 for kind, spent in sorted(microseconds.items(), key=lambda item: -item[1])
-    }
+
+    def step(index: int) -> None:
+        with record_function("work: data and augmentation"):
+            images, labels = next(batches)
+        train_step(job, images, labels, index, job.recipe.optimizer.learning_rate)
+
+    plain: list[float] = []
+    shares: list[dict[str, float]] = []
+    step(0)
+    for _ in range(blocks):
+        began = time.perf_counter()
+        for index in range(steps):
+            step(index)
+        plain.append(1e3 * (time.perf_counter() - began) / steps)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            for index in range(steps):
+                step(index)
+        microseconds: dict[str, float] = defaultdict(float)
+        for event in profiler.events():
+            if event.device_type == torch.profiler.DeviceType.CPU:
+                microseconds[kind_of_work(event)] += event.self_cpu_time_total
+        shares.append({kind: spent / steps / 1e3 for kind, spent in microseconds.items()})
+    kinds = {kind: statistics.median(block[kind] for block in shares) for kind in shares[0]}
+    kinds.pop(REST, None)
+    kinds[REST] = max(0.0, statistics.median(plain) - sum(kinds.values()))
+    return dict(sorted(kinds.items(), key=lambda item: -item[1]))
 
 
 def label_layers(model: Any) -> None:
@@ -121,6 +136,7 @@ def label_layers(model: Any) -> None:
             layer.forward = forward
 
 
+REST = "loss, gradients' bookkeeping, Python"
 KINDS = {  # the first that a profiler event, or the nearest event around it, contains
     "data and augmentation": ("work: data",),
     "optimiser": ("Optimizer.",),
@@ -143,7 +159,7 @@ def kind_of_work(event: Any) -> str:
             if any(mark in node.name for mark in marks):
                 return kind
         node = node.cpu_parent
-    return "loss, gradients' bookkeeping, Python"
+    return REST
 
 
 # The side of Keras
@@ -397,13 +413,11 @@ def print_shares(records: list[dict[str, Any]]) -> None:
         for side, shares in record["step_milliseconds"].items()
     ]
     print("\nwhere a step goes, %" + " " * 17 + "".join(f"{title:>14s}" for title, _ in columns))
-    kinds = [*KINDS, "loss, gradients' bookkeeping, Python"]
+    kinds = [*KINDS, REST]
     for kind in sorted(kinds, key=lambda kind: -columns[0][1].get(kind, 0.0)):
         cells = [f"{100 * shares.get(kind, 0.0) / sum(shares.values()):14.1f}" for _, shares in columns]
         print(f"{kind:37s}" + "".join(cells))
-    print(
-        f"{'milliseconds (under the profiler)':37s}" + "".join(f"{sum(s.values()):14.1f}" for _, s in columns)
-    )
+    print(f"{'milliseconds':37s}" + "".join(f"{sum(s.values()):14.1f}" for _, s in columns))
     for record in records:
         share = 100 * record["saving_and_logging_share"]
         seconds = record["saving_and_logging_seconds_per_epoch"]
