@@ -28,13 +28,11 @@ def use(patch: pytest.MonkeyPatch, name: str) -> None:
     patch.setattr(normalisation, "_chosen", lambda: chosen)
 
 
-def results(
-    layer: nn.Module, images: Tensor, gradient: Tensor, *, pooled: bool, elu: nn.ELU | None = None
-) -> dict[str, Tensor]:
+def results(layer: nn.Module, images: Tensor, gradient: Tensor, *, pooled: bool) -> dict[str, Tensor]:
     """The output, all gradients, and what the layer keeps."""
     layer = copy.deepcopy(layer).to(images.dtype)
     images = images.clone(memory_format=torch.preserve_format).requires_grad_()
-    output = normalise(images * 1, layer, nn.MaxPool2d(2) if pooled else None, elu)  # type: ignore[arg-type]
+    output = normalise(images * 1, layer, nn.MaxPool2d(2) if pooled else None)  # type: ignore[arg-type]
     output.backward(gradient.to(images.dtype))
     gradients = {name: part.grad for name, part in layer.named_parameters()} | {"images": images.grad}
     return {
@@ -53,7 +51,6 @@ def results(
     width=st.integers(1, 9),
     kind=st.sampled_from((nn.BatchNorm2d, BiasedBatchNorm2d, nn.BatchNorm1d)),
     pooled=st.booleans(),
-    elu=st.sampled_from((None, nn.ELU(), nn.ELU(inplace=True))),
     mean=st.sampled_from((0.0, 3.0)),
     seed=st.integers(0, 2**31),
     threads=st.integers(1, 3),
@@ -66,7 +63,6 @@ def test_results_are_pytorchs_but_for_rounding(
     width: int,
     kind: type[nn.Module],
     pooled: bool,
-    elu: nn.ELU | None,
     mean: float,
     seed: int,
     threads: int,
@@ -84,11 +80,11 @@ def test_results_are_pytorchs_but_for_rounding(
     if len(shape) == 4:
         images = images.to(memory_format=torch.channels_last)
     gradient = torch.randn(shape[0], channels, height, width) if pooled else torch.randn(shape)
-    exact = results(layer, images.double(), gradient, pooled=pooled, elu=elu)
+    exact = results(layer, images.double(), gradient, pooled=pooled)
     with pytest.MonkeyPatch.context() as patch, own_kernels(CPU):
         use(patch, name)
         patch.setattr(torch, "get_num_threads", lambda: threads)
-        ours = results(layer, images, gradient, pooled=pooled, elu=elu)
+        ours = results(layer, images, gradient, pooled=pooled)
     for part, wanted in exact.items():
         wanted, found = wanted.double(), ours[part].double()  # one of them is a count
         assert (found - wanted).norm() <= 1e-4 * max(wanted.norm(), 1), part
@@ -108,75 +104,6 @@ def test_they_are_used_within() -> None:
     for output in outputs:
         assert type(output.grad_fn).__name__ == "_BatchNormBackward"
     assert type(layer(images).grad_fn).__name__ != "_BatchNormBackward"
-
-
-@needs_kernels
-@pytest.mark.parametrize("inplace", [False, True])
-def test_elu_is_done_with_the_norm(inplace: bool) -> None:
-    source = torch.randn(2, 16, 6, 6).to(memory_format=torch.channels_last).requires_grad_()
-    images, layer = source * 1, nn.BatchNorm2d(16)
-    before, made_by = images.detach().clone(), images.grad_fn
-    with own_kernels(CPU):
-        output = normalise(images, layer, None, nn.ELU(inplace=inplace))
-    function = output.grad_fn
-    assert type(function).__name__ == "_BatchNormBackward"
-    assert function.next_functions[0][0] is made_by  # type: ignore[union-attr]
-    torch.testing.assert_close(images, nn.ELU()(before) if inplace else before)
-
-
-@needs_kernels
-@pytest.mark.parametrize("normalised_too", [False, True])
-@pytest.mark.parametrize("pooled", [False, True])
-def test_what_elu_wrote_in_place_may_be_used_by_others(normalised_too: bool, pooled: bool) -> None:
-    torch.manual_seed(0)
-    start, factor = (torch.randn(2, 16, 6, 6).to(memory_format=torch.channels_last) for _ in range(2))
-
-    def gradient(source: Tensor) -> Tensor:
-        source.requires_grad_()
-        images, layer = source * 1, nn.BatchNorm2d(16).to(source.dtype)
-        output = normalise(images, layer, nn.MaxPool2d(2) if pooled else None, nn.ELU(inplace=True))
-        loss = (images * factor).sum() + (output.square().sum() if normalised_too else 0)
-        loss.backward()
-        assert source.grad is not None
-        return source.grad.double()
-
-    expected = gradient(start.double())
-    with own_kernels(CPU):
-        torch.testing.assert_close(gradient(start.clone()), expected, rtol=1e-4, atol=1e-4)
-
-
-@needs_kernels
-def test_elu_in_place_of_a_view_changes_what_it_is_a_view_of() -> None:
-    torch.manual_seed(0)
-    start = torch.randn(4, 16, 6, 6).to(memory_format=torch.channels_last)
-
-    def found(source: Tensor) -> tuple[Tensor, Tensor]:
-        source.requires_grad_()
-        whole = source * 1
-        output = normalise(whole[1:3], nn.BatchNorm2d(16).to(source.dtype), None, nn.ELU(inplace=True))
-        (output.square().sum() + whole.sum()).backward()
-        assert source.grad is not None
-        return whole.detach().double(), source.grad.double()
-
-    expected = found(start.double())
-    with own_kernels(CPU):
-        torch.testing.assert_close(found(start.clone()), expected, rtol=1e-4, atol=1e-4)
-
-
-@needs_kernels
-def test_elu_in_place_of_what_needs_a_gradient_is_refused() -> None:
-    images = torch.randn(2, 16, 6, 6).to(memory_format=torch.channels_last).requires_grad_()
-    with own_kernels(CPU), pytest.raises(RuntimeError, match="leaf Variable"):
-        normalise(images, nn.BatchNorm2d(16), None, nn.ELU(inplace=True))
-
-
-@needs_kernels
-def test_pictures_without_a_gradient_stay_so() -> None:
-    images, layer = torch.randn(2, 16, 6, 6).to(memory_format=torch.channels_last), nn.BatchNorm2d(16)
-    with own_kernels(CPU):
-        for _ in range(2):
-            normalise(images, layer, None, nn.ELU(inplace=True)).sum().backward()
-            assert not images.requires_grad and images.grad_fn is None
 
 
 @needs_kernels
@@ -211,11 +138,8 @@ def test_a_pixel_far_from_the_others_costs_no_digits(outlier: float) -> None:
 
 
 @each_kind
-@pytest.mark.parametrize("elu", [None, nn.ELU(inplace=True)])
 @pytest.mark.parametrize("pooled", [False, True])
-def test_threads_change_nothing(
-    name: str, elu: nn.ELU | None, pooled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_change_nothing(name: str, pooled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, name)
     torch.manual_seed(0)
     images = torch.randn(40, 96, 12, 12).to(memory_format=torch.channels_last)
@@ -224,7 +148,7 @@ def test_threads_change_nothing(
     for threads in (1, 2, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         with own_kernels(CPU):
-            found.append(results(nn.BatchNorm2d(96), images, gradient, pooled=pooled, elu=elu))
+            found.append(results(nn.BatchNorm2d(96), images, gradient, pooled=pooled))
     for part in found[0]:
         assert torch.equal(found[0][part], found[1][part]) and torch.equal(found[0][part], found[2][part])
 
@@ -248,34 +172,9 @@ def test_numbers_that_are_not_finite_stay_so() -> None:
         images[1, 5, 3, 3] = value
         with own_kernels(CPU):
             for pool in (None, nn.MaxPool2d(2)):
-                for elu in (None, nn.ELU()):
-                    output = normalise(images, nn.BatchNorm2d(16), pool, elu)
-                    assert output[:, 5].isnan().any() and output[:, :5].isfinite().all()
-                    assert output[:, 5].isnan().all() or value == torch.inf
-
-
-@needs_kernels
-def test_values_far_below_zero_cost_no_digits_after_elu() -> None:
-    torch.manual_seed(0)
-    images = torch.rand(16, 16, 32, 32).to(memory_format=torch.channels_last)
-    images[:, :, ::2] -= 1000.0
-    ours, exact = nn.BatchNorm2d(16, momentum=1.0), nn.BatchNorm2d(16, momentum=1.0).double()
-    with own_kernels(CPU):
-        normalise(images, ours, None, nn.ELU())
-    normalise(images.double(), exact, None, nn.ELU())
-    torch.testing.assert_close(ours.running_var.double(), exact.running_var, rtol=2e-5, atol=0)  # type: ignore[union-attr]
-
-
-@needs_kernels
-def test_elu_of_minus_infinity_is_minus_one() -> None:
-    torch.manual_seed(0)
-    images, gradient = (torch.randn(2, 16, 4, 4).to(memory_format=torch.channels_last) for _ in range(2))
-    images[1, 5, 3, 3] = -torch.inf
-    exact = results(nn.BatchNorm2d(16), images.double(), gradient, pooled=False, elu=nn.ELU())
-    with own_kernels(CPU):
-        found = results(nn.BatchNorm2d(16), images, gradient, pooled=False, elu=nn.ELU())
-    for part in ("output", "gradient of images", "running_var"):
-        torch.testing.assert_close(found[part].double(), exact[part], rtol=1e-4, atol=1e-5)
+                output = normalise(images, nn.BatchNorm2d(16), pool)
+                assert output[:, 5].isnan().any() and output[:, :5].isfinite().all()
+                assert output[:, 5].isnan().all() or value == torch.inf
 
 
 @needs_kernels
@@ -293,29 +192,6 @@ def test_other_layers_are_pytorchs() -> None:
         expected = copy.deepcopy(layer)(images)
         with own_kernels(CPU):
             assert torch.equal(layer(images), expected)
-
-
-@needs_kernels
-def test_elu_and_other_layers_go_their_own_ways() -> None:
-    torch.manual_seed(0)
-    images = torch.randn(2, 48, 6, 6).to(memory_format=torch.channels_last)
-    untracked = nn.BatchNorm2d(48)
-    untracked.track_running_stats = False
-    for elu, layer, values in (
-        (nn.ELU(0.5), nn.BatchNorm2d(48), images),
-        (nn.ELU(), nn.BatchNorm2d(48).eval(), images),
-        (nn.ELU(), nn.BatchNorm2d(12), images[:, :12].contiguous(memory_format=torch.channels_last)),
-        (nn.ELU(), nn.BatchNorm2d(48, affine=False), images),
-        (nn.ELU(), untracked, images),
-        (nn.ELU(), nn.BatchNorm2d(48), images.contiguous()),
-        (nn.ELU(), nn.BatchNorm2d(48).double(), images.double()),
-    ):
-        for pool in (None, nn.MaxPool2d(2)):
-            ours, theirs = copy.deepcopy(layer), copy.deepcopy(layer)
-            expected = normalise(values, theirs, pool, elu)
-            with own_kernels(CPU):
-                torch.testing.assert_close(normalise(values, ours, pool, elu), expected)
-            torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
 
 
 @needs_kernels
@@ -350,30 +226,6 @@ def test_parameters_for_other_channels_are_refused() -> None:
     images, layer = torch.randn(2, 32, 4, 4).to(memory_format=torch.channels_last), nn.BatchNorm2d(16)
     with own_kernels(CPU), pytest.raises(RuntimeError, match="should contain 32 elements"):
         layer(images)
-
-
-@needs_kernels
-@pytest.mark.parametrize("kind", [nn.BatchNorm2d, BiasedBatchNorm2d])
-@pytest.mark.parametrize("pooled", [False, True])
-def test_a_sequence_does_elu_with_the_norm(kind: type[nn.BatchNorm2d], pooled: bool) -> None:
-    torch.manual_seed(0)
-    elu, pool = nn.ELU(inplace=True), nn.MaxPool2d(2)
-    layers = LayerSequence(nn.Conv2d(8, 16, 3, padding=1), elu, kind(16), *([pool] if pooled else []))
-    layers = layers.to(memory_format=torch.channels_last)
-    apart, images = nn.Sequential(*copy.deepcopy(layers)), torch.randn(8, 8, 6, 6)
-    images = images.to(memory_format=torch.channels_last)
-    apart(images).square().sum().backward()
-    for part in (elu, pool):
-        part.register_forward_hook(lambda *_: pytest.fail("done by itself"))
-    with own_kernels(CPU):
-        output = layers(images)
-    output.square().sum().backward()
-    for ours, theirs in zip(
-        (*layers.buffers(), *(p.grad for p in layers.parameters())),
-        (*apart.buffers(), *(p.grad for p in apart.parameters())),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 @needs_kernels

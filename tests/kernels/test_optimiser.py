@@ -103,15 +103,20 @@ def step(optimizer: torch.optim.Optimizer, seeds: range) -> None:
         optimizer.step()
 
 
+def assert_close(found: Tensor, exact: Tensor) -> None:
+    """As a whole: a gradient that its decay nearly cancels is small and known to few digits, and Adam divides by it."""
+    assert (found.double() - exact.double()).norm() <= 2e-6 * (exact.double().norm() + 1)
+
+
 def assert_same(ours: torch.optim.Optimizer, exact: torch.optim.Optimizer) -> None:
     """Weights and everything remembered, by name; `ours` in float32."""
     for one, other in zip(all_weights(ours), all_weights(exact), strict=True):
-        torch.testing.assert_close(one.double(), other.double(), rtol=1e-5, atol=2e-6)
+        assert_close(one, other)
         mine, theirs = ours.state.get(one, {}), exact.state.get(other, {})
         assert set(mine) == set(theirs)
         for name, value in mine.items():
             assert value.dtype == torch.float32
-            torch.testing.assert_close(value.double(), theirs[name].double(), rtol=1e-5, atol=2e-6)
+            assert_close(value, theirs[name])
 
 
 @settings(deadline=None, max_examples=25)

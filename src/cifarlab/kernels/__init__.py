@@ -8,12 +8,13 @@ from cifarlab.kernels.compiled import kernels_here
 from cifarlab.kernels.convolution import convolve, is_pool_of_four
 from cifarlab.kernels.dense_layer import dense
 from cifarlab.kernels.mode import own_kernels, run_operations
-from cifarlab.kernels.normalisation import normalise
+from cifarlab.kernels.normalisation import convolve_and_normalise, normalise
 from cifarlab.kernels.pointwise import dropout
 from cifarlab.kernels.pooling import drop_and_pool
 
 __all__ = [
     "convolve",
+    "convolve_and_normalise",
     "dense",
     "drop_and_pool",
     "dropout",

@@ -35,9 +35,17 @@ def is_pool_of_four(layer: nn.Module) -> bool:
 
 
 def own_convolve(
-    images: Tensor, layer: nn.Conv2d, pool: nn.MaxPool2d | None, relu: nn.ReLU | None
+    images: Tensor,
+    layer: nn.Conv2d,
+    pool: nn.MaxPool2d | None = None,
+    relu: nn.ReLU | None = None,
+    *,
+    elu: bool = False,
 ) -> Tensor | None:
-    """`convolve` by our kernels; None where those do not suit."""
+    """`convolve` by our kernels; None where those do not suit.
+
+    With `elu`, in place of the pool, whoever takes the output gives the gradient of what is before ELU.
+    """
     if (pool is not None and not is_pool_of_four(pool)) or layer.padding_mode != "zeros":
         return None
     return own_conv2d(
@@ -50,6 +58,7 @@ def own_convolve(
         layer.groups,
         pooled=pool is not None,
         relu=relu is not None,
+        elu=elu,
     )
 
 
@@ -64,8 +73,12 @@ def own_conv2d(
     *,
     pooled: bool = False,
     relu: bool = False,
+    elu: bool = False,
 ) -> Tensor | None:
-    """`torch.conv2d`, and 2x2 max-pooling and ReLU after it, by our kernels; None where those do not suit."""
+    """`torch.conv2d`, and 2x2 max-pooling and ReLU after it, by our kernels; None where those do not suit.
+
+    `elu` as for `own_convolve`.
+    """
     dtype = _dtype(input)
     size = weight.shape[2] if weight.ndim == 4 else 0
     kernels = chosen().get((dtype, odd(size) if padding == "same" else size))
@@ -78,7 +91,7 @@ def own_conv2d(
         or not gains(kernels, input.shape, weight.shape, rows, pooled)
     ):
         return None
-    return _Convolution.apply(input.to(dtype), weight, bias, kernels, rows, pooled, relu)
+    return _Convolution.apply(input.to(dtype), weight, bias, kernels, rows, pooled, relu, elu)
 
 
 def _suits(images: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -131,9 +144,12 @@ class _Convolution(torch.autograd.Function):
         padding: int,
         pooled: bool,
         relu: bool,
+        elu: bool,
     ) -> Tensor:
         threads = torch.get_num_threads()
-        shape = geometry(kernels, images.shape, weight.shape, weight.stride(), padding, pooled, relu, threads)
+        shape = geometry(
+            kernels, images.shape, weight.shape, weight.stride(), padding, pooled, relu, elu, threads
+        )
         output = _empty(shape.outputs, images.dtype)
         marks = _empty(shape.outputs, torch.uint8) if shape.marked else None
         ctx.save_for_backward(images, weight, marks)
@@ -159,7 +175,7 @@ class _Convolution(torch.autograd.Function):
         elif wants_weight or wants_bias:
             of_images, of_weight, of_bias = _gradients(ctx, gradient, with_images=wants_images)
             of_bias = of_bias.to(ctx.bias_dtype) if wants_bias else None
-        return of_images, of_weight, of_bias, None, None, None, None
+        return of_images, of_weight, of_bias, None, None, None, None, None
 
 
 def _images_gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, Any, Any]:

@@ -12,7 +12,13 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from cifarlab.kernels.compiled import kernels_here
 from cifarlab.kernels.convolution import convolve, own_conv2d, own_convolve
 from cifarlab.kernels.dense_layer import dense, own_dense, own_linear
-from cifarlab.kernels.normalisation import normalise, own_batch_norm, own_normalise
+from cifarlab.kernels.normalisation import (
+    convolve_and_normalise,
+    normalise,
+    own_batch_norm,
+    own_convolve_and_normalise,
+    own_normalise,
+)
 from cifarlab.kernels.pointwise import own_elu
 from cifarlab.kernels.pooling import drop_and_pool, own_drop_and_pool, own_max_pool2d
 from cifarlab.kernels.replacing import Replacing
@@ -25,6 +31,7 @@ OWN: dict[Callable[..., Any], Callable[..., Any]] = {
     dense: own_dense,
     F.batch_norm: own_batch_norm,
     normalise: own_normalise,
+    convolve_and_normalise: own_convolve_and_normalise,
     F.elu: own_elu,
     F.max_pool2d: own_max_pool2d,
     drop_and_pool: own_drop_and_pool,

@@ -1,4 +1,4 @@
-"""Batch normalisation in training, ELU before it and the 2x2 pool that follows it: see normalise.c."""
+"""Batch normalisation in training, and the 2x2 pool that follows it: see normalise.c."""
 
 import ctypes
 from functools import cache, partial
@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cifarlab.kernels.compiled import Phase, functions_of, parallel_region
-from cifarlab.kernels.convolution import is_pool_of_four
+from cifarlab.kernels.convolution import is_pool_of_four, own_convolve
 from cifarlab.kernels.pointwise import own_elu
 from cifarlab.kernels.replacing import Replacing
 
@@ -27,8 +27,8 @@ class _Task(ctypes.Structure):
 
     _fields_ = [
         ("parallel", ctypes.c_void_p),
-        *((name, ctypes.c_long) for name in ("threads", "n", "h", "w", "channels", "elu", "pooled")),
-        *((name, ctypes.c_void_p) for name in ("before", "x", "weight", "bias", "y", "marks")),
+        *((name, ctypes.c_long) for name in ("threads", "n", "h", "w", "channels", "after_elu", "pooled")),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "y", "marks")),
         *((name, ctypes.c_void_p) for name in ("dx", "dweight", "dbias", "mean", "variance")),
         *((name, ctypes.c_void_p) for name in ("running_mean", "running_variance", "sums")),
         ("momentum", ctypes.c_double),
@@ -46,37 +46,77 @@ def _chosen() -> tuple[ctypes.CDLL, int] | None:
     return None
 
 
-def normalise(
-    images: Tensor, layer: nn.BatchNorm2d, pool: nn.MaxPool2d | None = None, elu: nn.ELU | None = None
-) -> Tensor:
-    """pool(layer(elu(images))), without those that are None; one operation within `own_kernels`, where it gains and the
-    pool is of 2x2."""
-    alone = pool is None and elu is None  # then `layer` itself is replaced
-    if not alone and has_torch_function_unary(images):
-        return handle_torch_function(normalise, (images,), images, layer, pool, elu)
-    for following in (elu, layer, pool):
-        images = images if following is None else following(images)
-    return images
+def normalise(images: Tensor, layer: nn.BatchNorm2d, pool: nn.MaxPool2d | None = None) -> Tensor:
+    """pool(layer(images)), or layer(images) if `pool` is None; one operation within `own_kernels`, where it gains and
+    the pool is of 2x2."""
+    if pool is not None and has_torch_function_unary(images):  # without it, `layer` itself is replaced
+        return handle_torch_function(normalise, (images,), images, layer, pool)
+    images = layer(images)
+    return images if pool is None else pool(images)
 
 
 def own_normalise(
-    images: Tensor, layer: nn.BatchNorm2d, pool: nn.MaxPool2d | None = None, elu: nn.ELU | None = None
+    images: Tensor, layer: nn.BatchNorm2d, pool: nn.MaxPool2d | None = None, *, after_elu: bool = False
 ) -> Tensor:
-    """`normalise` by our kernels; ELU, the pool, or all, by themselves where those do not suit."""
+    """`normalise` by our kernels; the pool, or both, by PyTorch where those do not suit.
+
+    With `after_elu` the gradient is of what ELU was given, and our kernels have to suit.
+    """
     of_layer = (layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.training)
-    suits = partial(_suits, images, *of_layer) if layer.track_running_stats else lambda *, pooled: False
-    pooled = pool is not None and is_pool_of_four(pool) and suits(pooled=True)
-    if elu is not None and not (_elu_suits(images, elu) and (pooled or suits(pooled=False))):
-        with Replacing({nn.functional.elu: own_elu}):
-            images, elu = elu(images), None
-    with Replacing({nn.functional.batch_norm: partial(own_batch_norm, pooled=pooled, elu=elu)}):
+    pooled = (
+        pool is not None
+        and is_pool_of_four(pool)
+        and layer.track_running_stats
+        and _suits(images, *of_layer, pooled=True)
+    )
+    ours = partial(own_batch_norm, pooled=pooled, after_elu=after_elu)
+    with Replacing({nn.functional.batch_norm: ours}):
         normalised = layer(images)  # which keeps its statistics as it does
     return normalised if pool is None or pooled else pool(normalised)
 
 
-def _elu_suits(images: Tensor, elu: nn.ELU) -> bool:
-    """A function of two outputs, one of them written in place, may not be given a view."""
-    return elu.alpha == 1.0 and not (elu.inplace and images._is_view())
+def convolve_and_normalise(
+    images: Tensor,
+    convolution: nn.Conv2d,
+    elu: nn.ELU,
+    norm: nn.BatchNorm2d,
+    pool: nn.MaxPool2d | None = None,
+) -> Tensor:
+    """pool(norm(elu(convolution(images)))), without the pool if it is None; two operations within `own_kernels`, where
+    they gain: the convolution does ELU, and the norm does ELU's gradient."""
+    if has_torch_function_unary(images):
+        return handle_torch_function(convolve_and_normalise, (images,), images, convolution, elu, norm, pool)
+    return normalise(elu(convolution(images)), norm, pool)
+
+
+def own_convolve_and_normalise(
+    images: Tensor,
+    convolution: nn.Conv2d,
+    elu: nn.ELU,
+    norm: nn.BatchNorm2d,
+    pool: nn.MaxPool2d | None = None,
+) -> Tensor:
+    """`convolve_and_normalise` by our kernels; what they do not suit by itself."""
+    together = (
+        elu.alpha == 1.0
+        and norm.track_running_stats
+        and not torch.is_autocast_enabled("cpu")
+        and _layer_suits(
+            convolution.out_channels,
+            norm.running_mean,
+            norm.running_var,
+            norm.weight,
+            norm.bias,
+            norm.training,
+        )
+    )
+    values = own_convolve(images, convolution, elu=together)
+    if values is None:
+        values, together = convolution(images), False
+    if not together:
+        with Replacing({nn.functional.elu: own_elu}):
+            values = elu(values)
+    return own_normalise(values, norm, pool, after_elu=together)
 
 
 def own_batch_norm(
@@ -90,16 +130,16 @@ def own_batch_norm(
     eps: float = 1e-5,
     *,
     pooled: bool = False,
-    elu: nn.ELU | None = None,
+    after_elu: bool = False,
 ) -> Tensor | None:
-    """`torch.nn.functional.batch_norm`, ELU before and 2x2 max-pooling after it, by our kernels; None where those do
-    not suit."""
+    """`torch.nn.functional.batch_norm`, and 2x2 max-pooling after it, by our kernels; None where those do not suit.
+
+    `after_elu` as for `own_normalise`.
+    """
     if not _suits(input, running_mean, running_var, weight, bias, training, pooled=pooled):
+        assert not after_elu or input.numel() == input.shape[1]  # PyTorch refuses one value of each channel
         return None
-    assert running_mean is not None and running_var is not None
-    inplace = None if elu is None else elu.inplace
-    outputs = _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps, pooled, inplace)
-    return outputs[0] if isinstance(outputs, tuple) else outputs
+    return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps, pooled, after_elu)
 
 
 def _suits(
@@ -112,40 +152,45 @@ def _suits(
     *,
     pooled: bool,
 ) -> bool:
-    chosen, parts = _chosen(), (running_mean, running_var, weight, bias)
-    if chosen is None or not training or values.dtype != torch.float32 or values.ndim not in (2, 4):
+    if values.dtype != torch.float32 or values.ndim not in (2, 4):
         return False
     _, channels, *size = values.shape
-    for part in parts:
-        if (
-            part is None
-            or part.dtype != torch.float32
-            or part.numel() != channels
-            or not part.is_contiguous()
-        ):
-            return False
     last = torch.channels_last if values.ndim == 4 else torch.contiguous_format
     return (
-        channels % chosen[1] == 0
-        and channels <= MOST_CHANNELS
+        _layer_suits(channels, running_mean, running_var, weight, bias, training)
         and values.is_contiguous(memory_format=last)
         and values.numel() > channels
         and all(side > 0 and side % (1 + pooled) == 0 for side in size)
     )
 
 
+def _layer_suits(channels: int, *parts_and_training: Tensor | bool | None) -> bool:
+    *parts, training = parts_and_training
+    chosen = _chosen()
+    return (
+        chosen is not None
+        and bool(training)
+        and channels % chosen[1] == 0
+        and channels <= MOST_CHANNELS
+        and all(isinstance(part, Tensor) and _is_plain(part, channels) for part in parts)
+    )
+
+
+def _is_plain(part: Tensor, channels: int) -> bool:
+    return part.dtype == torch.float32 and part.numel() == channels and part.is_contiguous()
+
+
 class _BatchNorm(torch.autograd.Function):
-    """Of (N, C, H, W) in channels_last or (N, C); ELU before it, unless `inplace` is None; and max_pool2d by 2x2 after
-    it, if `pooled`.
+    """Of (N, C, H, W) in channels_last or (N, C); and max_pool2d by 2x2, if `pooled`.
 
     The running mean and variance (C,) are changed, and of four equal outputs the first one gets the gradient, as in
-    PyTorch. What ELU writes in place is an output, too.
+    PyTorch. With `after_elu` the gradient is of what ELU was given.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        before: Tensor,
+        values: Tensor,
         weight: Tensor,
         bias: Tensor,
         running_mean: Tensor,
@@ -153,9 +198,8 @@ class _BatchNorm(torch.autograd.Function):
         momentum: float,
         epsilon: float,
         pooled: bool,
-        inplace: bool | None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        values = torch.empty_like(before) if inplace is False else before
+        after_elu: bool,
+    ) -> Tensor:
         output, marks = torch.empty_like(values), None
         if pooled:
             n, channels, height, width = values.shape
@@ -164,35 +208,24 @@ class _BatchNorm(torch.autograd.Function):
             marks = torch.empty_like(output, dtype=torch.uint8)
         statistics = torch.empty(2 * len(weight), dtype=torch.float32, device="cpu")
         ctx.save_for_backward(values, weight, statistics, marks)
-        ctx.epsilon, ctx.elu = epsilon, inplace is not None
-        task, _sums = _task(values, weight, statistics, output, marks, epsilon, elu=ctx.elu)
-        task.before, task.bias, task.momentum = before.data_ptr(), bias.data_ptr(), momentum
+        ctx.epsilon, ctx.after_elu = epsilon, after_elu
+        task, _sums = _task(values, weight, statistics, output, marks, epsilon)
+        task.bias, task.momentum = bias.data_ptr(), momentum
         task.running_mean, task.running_variance = running_mean.data_ptr(), running_variance.data_ptr()
         _functions().normalise(task)
-        if not inplace:
-            return output
-        ctx.mark_dirty(before)
-        ctx.set_materialize_grads(False)
-        if not ctx.needs_input_grad[0]:
-            ctx.mark_non_differentiable(before)
-        return output, before
+        return output
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, gradient: Tensor | None, of_elu: Tensor | None = None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, weight, statistics, marks = ctx.saved_tensors
-        if gradient is None:
-            gradient = torch.zeros_like(values if marks is None else marks, dtype=values.dtype)
         last = torch.channels_last if values.ndim == 4 else torch.contiguous_format
         gradient = gradient.contiguous(memory_format=last)
         of_values, of_weight, of_bias = (torch.empty_like(part) for part in (values, weight, weight))
-        task, _sums = _task(values, weight, statistics, gradient, marks, ctx.epsilon, elu=ctx.elu)
+        task, _sums = _task(values, weight, statistics, gradient, marks, ctx.epsilon)
         task.dx, task.dweight, task.dbias = (part.data_ptr() for part in (of_values, of_weight, of_bias))
+        task.after_elu = ctx.after_elu
         _functions().normalise_gradient(task)
-        if of_elu is not None:  # of what was written in place, by others
-            of_values += torch.ops.aten.elu_backward(of_elu, 1.0, 1.0, 1.0, True, values)
         return of_values, of_weight, of_bias, None, None, None, None, None, None
 
 
@@ -209,12 +242,10 @@ def _task(
     outputs: Tensor,
     marks: Tensor | None,
     epsilon: float,
-    *,
-    elu: bool,
 ) -> tuple[_Task, Tensor]:
     """And the memory for its sums, to be kept as long. `statistics` are the means, then the variances."""
     sums = torch.empty(PARTS * len(statistics), dtype=torch.float64, device="cpu")
-    kind = _kind_of_task(values.shape, elu, marks is not None, torch.get_num_threads())
+    kind = _kind_of_task(values.shape, marks is not None, torch.get_num_threads())
     task = _Task.from_buffer_copy(kind)
     task.x, task.y, task.weight = values.data_ptr(), outputs.data_ptr(), weight.data_ptr()
     task.marks = None if marks is None else marks.data_ptr()
@@ -225,7 +256,7 @@ def _task(
 
 
 @cache
-def _kind_of_task(shape: torch.Size, elu: bool, pooled: bool, threads: int) -> _Task:
+def _kind_of_task(shape: torch.Size, pooled: bool, threads: int) -> _Task:
     """What is the same in every step: a copy costs less than a new one."""
     n, channels, *size = shape
     height, width = size or (1, 1)
@@ -236,6 +267,5 @@ def _kind_of_task(shape: torch.Size, elu: bool, pooled: bool, threads: int) -> _
         h=height,
         w=width,
         channels=channels,
-        elu=elu,
         pooled=pooled,
     )

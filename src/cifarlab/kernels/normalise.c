@@ -1,7 +1,7 @@
 /* Batch normalisation in training (Ioffe and Szegedy, ICML 2015) of float32 (N, H, W, C), C a multiple of LANES, and its
- * gradients. ELU may come before it: it is done while the values are read for their statistics, and its gradient while
- * that of the norm is written. 2x2 max-pooling may follow at once: the largest of four is all that is written then, with
- * a byte that says which of them it was (0 to 3), and the gradient comes in that form. H and W are even with it.
+ * gradients. Where x is what ELU gave, the gradient is of what ELU was given. 2x2 max-pooling may follow at once: the
+ * largest of four is all that is written then, with a byte that says which of them it was (0 to 3), and the gradient comes
+ * in that form. H and W are even with it.
  */
 #include "kernels.h"
 #include <math.h>
@@ -12,10 +12,8 @@
 
 typedef struct {
     parallel_region *parallel;
-    long threads, n, h, w, channels, elu, pooled;
-    const float *before; /* ELU, where there is one: it may be x */
-    float *x;            /* what is normalised, which ELU writes */
-    const float *weight, *bias;
+    long threads, n, h, w, channels, after_elu, pooled;
+    const float *x, *weight, *bias;
     float *y;        /* the outputs, or their gradient */
     uint8_t *marks;  /* of pooled y */
     float *dx;       /* the gradients of x, weight and bias */
@@ -49,13 +47,7 @@ INLINE long next_in_square(const task *t, int i) { return (i / 2 * t->w + i % 2)
 /* ---- sums of a part: of d and d^2, where d is x less a mean of few pixels, or of dy and dy (x - mean). Without what is
  * subtracted, values far from 0 would lose what is to be known of them. `wide` vectors of channels. ---- */
 
-typedef enum { VALUES, ELU_VALUES, GRADIENTS, POOLED_GRADIENTS } summands;
-
-INLINE vector write_elu(const task *t, long at) {
-    vector x = elu_of(load(t->before + at));
-    memcpy(t->x + at, &x, sizeof x);
-    return x;
-}
+typedef enum { VALUES, GRADIENTS, POOLED_GRADIENTS } summands;
 
 INLINE void sum_values(const task *t, summands of, vector subtracted, long i, long c, vector *one, vector *two) {
     long at = i * t->channels + c;
@@ -65,7 +57,7 @@ INLINE void sum_values(const task *t, summands of, vector subtracted, long i, lo
         dy = load(t->y + at), x = load(square);
         UNROLL for (int k = 1; k < 4; k++) x = chosen(mark_is(t->marks + at, k), load(square + next_in_square(t, k)), x);
     } else {
-        x = of == ELU_VALUES ? write_elu(t, at) : load(t->x + at);
+        x = load(t->x + at);
         dy = of == GRADIENTS ? load(t->y + at) : x - subtracted;
     }
     *one += dy, *two += dy * (x - subtracted);
@@ -165,10 +157,7 @@ INLINE void normalise_square(const task *t, const factors *f, long square) {
 static void forward_as_thread(void *data) {
     task *t = data;
     factors f;
-    if (t->elu)
-        sum_parts(t, ELU_VALUES);
-    else
-        sum_parts(t, VALUES);
+    sum_parts(t, VALUES);
     forward_factors(t, &f);
     long all = t->pooled ? all_squares(t) : all_pixels(t);
     for (long part; (part = take(&t->second_phase)) < PARTS;)
@@ -247,7 +236,7 @@ static void backward_as_thread(void *data) {
     else
         sum_parts(t, GRADIENTS);
     backward_factors(t, &f);
-    if (t->elu)
+    if (t->after_elu)
         write_gradients(t, &f, 1);
     else
         write_gradients(t, &f, 0);
@@ -259,10 +248,8 @@ static void backward_as_thread(void *data) {
 static void mean_of_few(task *t) {
     for (long c = 0; c < t->channels; c += LANES) {
         vector sum = {0};
-        for (long part = 0; part < PARTS; part++) {
-            long at = all_pixels(t) * part / PARTS * t->channels + c;
-            sum += (t->elu ? elu_of(load(t->before + at)) : load(t->x + at)) / PARTS;
-        }
+        for (long part = 0; part < PARTS; part++)
+            sum += load(t->x + all_pixels(t) * part / PARTS * t->channels + c) / PARTS;
         memcpy(t->mean + c, &sum, sizeof sum);
     }
 }
@@ -271,7 +258,7 @@ static void move_towards(float *running, double value, double momentum) {
     *running = (1.0 - momentum) * *running + momentum * value;
 }
 
-/* y, mean and variance from x, weight and bias, and the running ones; x as well, from what is before ELU */
+/* y, mean and variance from x, weight and bias, and the running ones */
 void normalise(task *t) {
     mean_of_few(t);
     t->parallel(forward_as_thread, t, t->threads, 0);
@@ -288,7 +275,7 @@ void normalise(task *t) {
     }
 }
 
-/* dx (of what is before ELU), dweight and dbias from x, weight, y (which is a gradient), mean and variance */
+/* dx, dweight and dbias from x, weight, y (which is a gradient), mean and variance */
 void normalise_gradient(task *t) {
     t->parallel(backward_as_thread, t, t->threads, 0);
     sum_gradients(t);

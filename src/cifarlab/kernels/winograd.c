@@ -33,7 +33,7 @@ typedef struct {
 /* A call, as cifarlab.kernels.convolution makes it. `x` has `padding` rows and columns of zeros on each side. */
 typedef struct {
     parallel_region *parallel;
-    long threads, n, padding, relu;
+    long threads, n, padding, relu, elu; /* of y; ELU without pooling, and its gradient is not computed here */
     pictures x, y;         /* y: the outputs, or their gradient */
     float *weight;         /* element (f, c, i, j) at f, c, i, j times these, or the gradient */
     long strides[4];
@@ -342,7 +342,7 @@ INLINE void write_channels(const task *t, long c, void *to, const void *from, in
         memcpy(to, from, 8 * bytes_each);
 }
 
-/* With marks and ReLU, where those are wanted */
+/* With marks and ReLU, or ELU, where those are wanted */
 INLINE void write(const task *t, enum form form, long at, long c, vector v, bits marks) {
     if (form >= MARKED) {
         if (t->relu) {
@@ -351,7 +351,8 @@ INLINE void write(const task *t, enum form form, long at, long c, vector v, bits
         }
         bytes narrowed = __builtin_convertvector(marks, bytes);
         write_channels(t, c, t->y.marks + at, &narrowed, 1);
-    }
+    } else if (t->elu)
+        v = elu_of(v);
     elements e = narrow(v);
     write_channels(t, c, t->y.values + at, &e, sizeof(element));
 }

@@ -75,7 +75,7 @@ class _Task(ctypes.Structure):
 
     _fields_ = [
         ("parallel", ctypes.c_void_p),
-        *((name, ctypes.c_long) for name in ("threads", "n", "padding", "relu")),
+        *((name, ctypes.c_long) for name in ("threads", "n", "padding", "relu", "elu")),
         *((name, _Pictures) for name in ("x", "y")),
         ("weight", ctypes.c_void_p),
         ("strides", ctypes.c_long * 4),
@@ -114,6 +114,7 @@ class Geometry:
     padding: int
     pooled: bool
     relu: bool
+    elu: bool  # without pooling
     threads: int
 
     @cached_property
@@ -143,7 +144,8 @@ class Geometry:
         columns in their opposite order: from the last tap on."""
         filters, channels, rows, columns = self.strides
         task = self._task(self._after, self._before, odd(self.weight[2]) - 1 - self.padding)
-        task.strides, task.first_tap, task.relu = (channels, filters, -rows, -columns), 0, False
+        task.strides, task.first_tap = (channels, filters, -rows, -columns), 0
+        task.relu = task.elu = False
         return self._convolution(task)
 
     @property
@@ -181,6 +183,7 @@ class Geometry:
             n=self.images[0],
             padding=padding,
             relu=self.relu,
+            elu=self.elu,
             x=x,
             y=y,
             strides=self.strides,

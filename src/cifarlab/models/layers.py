@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from cifarlab.kernels import (
     convolve,
+    convolve_and_normalise,
     dense,
     drop_and_pool,
     dropout,
@@ -60,18 +61,23 @@ def _operations(layers: list[nn.Module]) -> Iterator[tuple[Any, ...]]:
     """Functions of the input, each with the arguments after it."""
     while layers:
         layer = layers.pop(0)
-        if type(layer) in (nn.Conv2d, SameConv2d):
+        if type(layer) in (nn.Conv2d, SameConv2d) and _begin_with_elu_and_norm(layers):
+            elu, norm = layers.pop(0), layers.pop(0)
+            yield convolve_and_normalise, layer, elu, norm, _pool_taken(layers)
+        elif type(layer) in (nn.Conv2d, SameConv2d):
             yield convolve, layer, _pool_taken(layers), _relu_taken(layers)
         elif type(layer) is nn.Linear:
             yield dense, layer, _relu_taken(layers)
         elif isinstance(layer, nn.BatchNorm2d):
             yield normalise, layer, _pool_taken(layers)
-        elif type(layer) is nn.ELU and layers and isinstance(layers[0], nn.BatchNorm2d):
-            yield normalise, layers.pop(0), _pool_taken(layers), layer
         elif type(layer) is Dropout and layers and is_pool_of_four(layers[0]):
             yield drop_and_pool, layer, layers.pop(0)
         else:
             yield (layer,)
+
+
+def _begin_with_elu_and_norm(layers: list[nn.Module]) -> bool:
+    return len(layers) > 1 and type(layers[0]) is nn.ELU and isinstance(layers[1], nn.BatchNorm2d)
 
 
 def _pool_taken(layers: list[nn.Module]) -> nn.MaxPool2d | None:
