@@ -16,6 +16,7 @@ from cifarlab import DivergedError, Run, UserError, training
 from cifarlab import job as job_module
 from cifarlab.cost import estimate
 from cifarlab.data import open_source
+from cifarlab.data.loader import DROPOUT, derived_seed
 from cifarlab.recipe import Data, override
 from cifarlab.recipes import get_recipe
 from cifarlab.run import METRICS, best_epoch, stopped_early
@@ -374,3 +375,12 @@ def test_a_network_that_cannot_take_smaller_pictures_is_told() -> None:
         match="^0.5 in data.training_scales makes pictures of 16x16 pixels, which this network cannot take",
     ):
         job_module.prepare(recipe, "demo")
+
+
+def test_every_step_has_its_own_dropout() -> None:
+    job = job_module.prepare(
+        override(RECIPE, {"model.dense_dropout": 0.5, "seed": 3, "device.name": "cpu"}), "demo"
+    )
+    for step in (0, 1, 255, 256, 257, 1000):
+        training._seed_dropout(job, step)
+        assert torch.initial_seed() == derived_seed(3, DROPOUT, step)

@@ -84,9 +84,7 @@ class Job:
 
     @cached_property
     def has_dropout(self) -> bool:
-        return any(
-            isinstance(layer, Dropout | nn.modules.dropout._DropoutNd) for layer in self.network.modules()
-        )
+        return any(isinstance(layer, Dropout) for layer in self.network.modules())
 
     @cached_property
     def class_weights(self) -> Tensor | None:

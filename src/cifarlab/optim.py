@@ -1,4 +1,4 @@
-"""Optimisers with Keras's rules on torch's fused kernels, gradient clipping, the L2 penalty, and state as tensors."""
+"""Optimisers with Keras's rules, gradient clipping, the L2 penalty, and state as tensors."""
 
 import math
 from collections.abc import Mapping

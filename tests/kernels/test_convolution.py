@@ -276,6 +276,15 @@ def test_biases_and_types_that_do_not_fit_are_told_as_ever() -> None:
 
 
 @needs_kernels
+def test_a_bias_that_does_not_lie_side_by_side_is_pytorchs() -> None:
+    images, weight = channels_last(20, 8, 12, 12), torch.randn(8, 8, 3, 3)
+    bias = torch.randn(16)[::2]
+    expected = F.conv2d(images, weight, bias, padding=1)
+    with own_kernels(CPU):
+        assert torch.equal(F.conv2d(images, weight, bias, padding=1), expected)
+
+
+@needs_kernels
 def test_a_mistake_is_told_as_ever() -> None:
     images, layer = channels_last(2, 64, 10, 10), nn.Conv2d(8, 8, 3, padding=1)
     with own_kernels(CPU), pytest.raises(RuntimeError, match="channels"):

@@ -277,3 +277,18 @@ def test_they_are_used_within() -> None:
     for output in outputs:
         assert type(output.grad_fn).__name__ == "_DenseBackward"
     assert type(layer(values).grad_fn).__name__ != "_DenseBackward"
+
+
+@each_kind
+def test_no_thread_multiplies_what_is_not_packed_yet(kernels: str) -> None:
+    """Of many stretches, in memory that was never written."""
+    torch.manual_seed(0)
+    values, layer, gradient = torch.randn(70, 4096), nn.Linear(4096, 300), torch.randn(70, 300)
+    expected = results(values, layer, gradient, relu=True)
+    empty = torch.empty
+    with alone(kernels), own_kernels(CPU), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 5)
+        patch.setattr(torch, "empty", lambda *shape, **kind: empty(*shape, **kind).fill_(torch.nan))
+        for _ in range(10):
+            for ours, theirs in zip(results(values, layer, gradient, relu=True), expected, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)

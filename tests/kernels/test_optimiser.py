@@ -288,6 +288,35 @@ def test_other_rules_are_pytorchs(own: Any, torchs: Any, options: dict[str, Any]
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("options", [{"momentum": 0.9}, {"maximize": True}])
+def test_options_may_change_between_steps(options: dict[str, Any]) -> None:
+    found = []
+    for kind in (OwnSGD, torch.optim.SGD):
+        optimizer = optimizer_of(kind, weights([(4, 5), (6,)]), {})
+        step(optimizer, range(2))
+        for group in optimizer.param_groups:
+            group.update(options)
+        step(optimizer, range(2, 5))
+        found.append(all_weights(optimizer))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_momentum_that_is_told_to_be_none_begins_at_rest() -> None:
+    """As PyTorch saves it before the first step."""
+    found = []
+    for kind in (OwnSGD, torch.optim.SGD):
+        optimizer = optimizer_of(kind, weights([(4, 5)]), {"momentum": 0.9})
+        state = {
+            "state": {0: {"momentum_buffer": None}},
+            "param_groups": optimizer.state_dict()["param_groups"],
+        }
+        optimizer.load_state_dict(state)
+        step(optimizer, range(3))
+        found.append(all_weights(optimizer)[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+
 def test_tensors_that_were_replaced_are_found() -> None:
     made = weights([(30, 40), (9,)])
     ours, exact = OwnAdam(in_groups(made), lr=1.0), torch.optim.Adam(in_groups(made, torch.float64), lr=1.0)

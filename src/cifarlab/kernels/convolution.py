@@ -99,7 +99,7 @@ def _suits(images: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
         images.ndim == 4
         and (images.shape[1] % GROUP == 0 or not images.requires_grad)
-        and (bias is None or bias.shape == weight.shape[:1])
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
         and (torch.is_autocast_enabled("cpu") or _are_of(images.dtype, weight, bias))
         and images.is_contiguous(memory_format=last)
         and (weight.is_contiguous(memory_format=last) or weight.is_contiguous())

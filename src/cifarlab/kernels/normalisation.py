@@ -1,7 +1,7 @@
 """Batch normalisation in training, and the 2x2 pool that follows it: see normalise.c."""
 
 import ctypes
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import torch
@@ -255,7 +255,7 @@ def _task(
     return task, sums
 
 
-@cache
+@lru_cache(1024)
 def _kind_of_task(shape: torch.Size, pooled: bool, threads: int) -> _Task:
     """What is the same in every step: a copy costs less than a new one."""
     n, channels, *size = shape

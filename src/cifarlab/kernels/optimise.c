@@ -76,12 +76,11 @@ static void adam_chunk(const weights *t, const group *g, const float *gradient, 
     float keep = g->keep_square, new = 1.0 - g->keep_square, epsilon = g->epsilon;
     float rate = g->rate / share(g->keep_mean, (long)*t->steps);
     float correction = 1.0 / sqrt(share(g->keep_square, (long)*t->steps));
-    int from_mean = 1.0 - g->keep_mean < 0.5; /* from the nearer end, as torch.lerp */
-    float toward = from_mean ? 1.0 - g->keep_mean : -g->keep_mean;
+    float new_mean = 1.0 - g->keep_mean;
     EACH_FOR_ITSELF for (long i = first; i < last; i++) {
         float w = weight[i] * shrink;
         float d = decayed(gradient[i], w, decay);
-        float m = toward * (d - mean[i]) + (from_mean ? mean[i] : d);
+        float m = mean[i] + new_mean * (d - mean[i]);
         float s = keep * square[i] + new * d * d;
         mean[i] = m;
         square[i] = s;

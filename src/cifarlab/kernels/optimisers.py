@@ -105,7 +105,7 @@ class OwnStep(torch.optim.Optimizer):
         functions = _functions()
         if functions is None:
             return False
-        if self._plan is None or not self._plan.holds():
+        if self._plan is None or self._plan.options != self._options() or not self._plan.holds():
             self._plan = self._new_plan()
         gradients = None if self._plan is None else self._plan.gradients()
         if self._plan is None or gradients is None:
@@ -115,6 +115,11 @@ class OwnStep(torch.optim.Optimizer):
         changed = [weight for weight, place in zip(self._plan.weights, gradients, strict=True) if place]
         increment_version(changed)
         return True
+
+    def _options(self) -> list[Any]:
+        """That decide which state there is, and whether the rule is ours."""
+        asked = [group.get(option) for group in self.param_groups for option in self.not_ours]
+        return [*asked, *(self.state_names(group) for group in self.param_groups)]
 
     def _new_plan(self) -> "_Plan | None":
         """None where our kernels do not suit."""
@@ -127,15 +132,19 @@ class OwnStep(torch.optim.Optimizer):
             for number, group in enumerate(self.param_groups)
             for weight in group["params"]
         ]
-        return _Plan(parts, len(self.param_groups)) if all(part.suits() for part in parts) else None
+        return (
+            _Plan(parts, self._options(), len(self.param_groups))
+            if all(part.suits() for part in parts)
+            else None
+        )
 
     def _state_of(self, weight: Tensor, names: dict[str, str]) -> dict[str, Tensor | None]:
         """By the names of optimise.c. It begins with the first gradient, as in PyTorch, and is None until then."""
         if weight.grad is not None:
             for field, name in names.items():
-                if name not in self.state[weight]:
-                    like = torch.zeros((), dtype=torch.float32) if field == "steps" else weight
-                    self.state[weight][name] = torch.zeros_like(like)
+                if self.state[weight].get(name) is None:
+                    counted = field == "steps"
+                    self.state[weight][name] = torch.zeros(()) if counted else torch.zeros_like(weight)
         state = self.state.get(weight, {})
         return {field: state.get(name) for field, name in names.items()}
 
@@ -162,7 +171,8 @@ class _Part(NamedTuple):
 class _Plan:
     """What stays as it is from step to step: where the tensors are."""
 
-    def __init__(self, parts: Sequence[_Part], groups: int) -> None:
+    def __init__(self, parts: Sequence[_Part], options: list[Any], groups: int) -> None:
+        self.options = options
         self.weights = [part.weight for part in parts]
         self._strides = [weight.stride() for weight in self.weights]
         self._lacking = [part.weight for part in parts if part.lacks()]
@@ -181,7 +191,8 @@ class _Plan:
 
     def holds(self) -> bool:
         unmoved = self._places == [tensor.data_ptr() for tensor in self._tensors]
-        return unmoved and all(weight.grad is None for weight in self._lacking)
+        as_they_lay = self._strides == [weight.stride() for weight in self.weights]
+        return unmoved and as_they_lay and all(weight.grad is None for weight in self._lacking)
 
     def gradients(self) -> list[int | None] | None:
         """Where they are, None of a weight without; None in place of all where one does not suit our kernels."""

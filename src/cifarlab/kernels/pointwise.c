@@ -53,7 +53,8 @@ static void elu_chunks(void *data) {
     task *t = data;
     for (long first; (first = CHUNK * atomic_fetch_add(&t->taken, 1)) < t->count;) {
         long last = smaller(first + CHUNK, t->count);
-        for (long i = first; i < last; i += LANES) store_some(t->to + i, elu_of(load_some(t->from + i, last - i)), last - i);
+        for (long i = first; i < last; i += LANES)
+            store_some(t->to + i, elu_of(load_some(t->from + i, last - i)), last - i);
     }
 }
 

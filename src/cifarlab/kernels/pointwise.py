@@ -112,7 +112,7 @@ def _drop_others(values: Tensor, kept: Tensor, dropped: int) -> Tensor:
 
 
 def _draws(count: int, seed: int) -> np.ndarray:
-    """`count` uniform uint16: those of `random_word` in pointwise.c."""
+    """`count` uniform uint16: those of `random_words` in kernels.h."""
     words = np.arange(1, -(-count // 4) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(
         seed
     )

@@ -1,6 +1,6 @@
 /* Dropout, and then 2x2 max-pooling, of float32 (N, H, W, C), C a multiple of LANES, and their gradient. The largest of
- * four is all that is written, with a byte that says which of them it was (0 to 3), and whether it was DROPPED. What is dropped is what
- * pointwise.c drops of these values. An odd last row or column is left out.
+ * four is all that is written, with a byte that says which of them it was (0 to 3), and whether it was DROPPED. What is
+ * dropped is what pointwise.c drops of these values. An odd last row or column is left out.
  */
 #include "kernels.h"
 

@@ -30,7 +30,7 @@ typedef struct {
     long h, w, channels, pooled;
 } pictures;
 
-/* A call, as cifarlab.kernels.convolution makes it. `x` has `padding` rows and columns of zeros on each side. */
+/* A call, as cifarlab.kernels.winograd makes it. `x` has `padding` rows and columns of zeros on each side. */
 typedef struct {
     parallel_region *parallel;
     long threads, n, padding, relu, elu; /* of y; ELU without pooling, and its gradient is not computed here */
@@ -398,17 +398,9 @@ INLINE void write_outputs(const task *t, enum form form, long first, long last, 
     }
 }
 
-/* Products are of whole ROWS of tiles: those past the last one are 0 */
-INLINE void clear_rows(const task *t, long tiles, element *v) {
-    long channels = whole_groups(t->x.channels), rows = (tiles + ROWS - 1) / ROWS * ROWS;
-    for (long p = 0; p < POINTS; p++)
-        memset(v + p * v_plane(t) + tiles * channels, 0, (rows - tiles) * channels * sizeof *v);
-}
-
 /* Of the tiles from `first` to `last`, with memory for transformed inputs and outputs */
 static void convolve_block(const task *t, long first, long last, element *v, float *m) {
     long row_of_v = whole_groups(t->x.channels) / PER_WORD, depth = depth_of(t->x.channels);
-    if ((last - first) % ROWS) clear_rows(t, last - first, v);
     switch (form_of(&t->x)) {
     case PLAIN: transform_inputs(t, PLAIN, 0, first, last, v); break;
     case PARTIAL: transform_inputs(t, PARTIAL, 0, first, last, v); break;
@@ -425,7 +417,7 @@ static void convolve_block(const task *t, long first, long last, element *v, flo
             const word *u = t->transformed + (panel * POINTS + p) * depth * PANEL;
             const word *inputs = (const word *)(v + p * v_plane(t));
             float *outputs = m + p * m_plane(t);
-            for (long row = 0; row < last - first; row += ROWS)
+            for (long row = 0; row < last - first; row += ROWS) /* those past the last tile are of no use, and no harm */
                 (t->y.channels - panel * PANEL > LANES ? product_of_rows : product_of_rows_half)(
                     inputs + row * row_of_v, row_of_v, 1, u, PANEL, outputs + row * PANEL, PANEL, depth, 0);
         }
@@ -569,7 +561,6 @@ static void finish_gradient(const task *t, long c) {
 static void sum_parts(task *t) {
     word *v = (word *)(t->workspace + atomic_fetch_add(&t->entered, 1) * workspace_bytes(t));
     word *z = v + POINTS * x_plane(t);
-    if (t->y.channels % LANES) memset(z, 0, POINTS * z_plane(t) * sizeof *z); /* those past the last are multiplied too */
     for (long part; (part = take(&t->first_phase)) < t->parts; done(&t->first_phase)) sum_gradients(t, part, v, z);
 }
 

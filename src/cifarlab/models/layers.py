@@ -50,8 +50,8 @@ class Dropout(nn.Module):
 
 
 class LayerSequence(nn.Sequential):
-    """nn.Sequential, with what our kernels do as one operation: a convolution, dropout or dense layer, the 2x2 pool and
-    the ReLU after it; batch norm, ELU before it and the 2x2 pool after it."""
+    """nn.Sequential, with what our kernels do as one operation: a convolution, the 2x2 pool and the ReLU after it, or
+    ELU and batch norm; a dense layer and the ReLU after it; batch norm or dropout and the 2x2 pool after it."""
 
     def forward(self, input: Tensor) -> Tensor:
         return run_operations(input, list(_operations(list(self))))
