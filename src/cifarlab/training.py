@@ -43,6 +43,7 @@ REPORT_SECONDS = 0.2  # between two reports of steps; also how often the loss is
 SAVE_SECONDS = 300.0  # between two saves within an epoch
 CURVES_SECONDS = 30.0  # between two drawings of the learning curves
 VALIDATION_BATCH = 500  # pictures
+STEPS_JUDGED_TOGETHER = 64
 SEEDS_AT_ONCE = 256  # steps whose dropout's seeds are derived together
 
 
@@ -242,13 +243,13 @@ def _epochs(job: Job, run: Run, state: State, writers: Writers, stop: Stop | Non
     while len(state.rows) < recipe.epochs and not stopped_early(state.rows, recipe):
         freeze_for_epoch(recipe.finetune, job.model, len(state.rows))
         freeze_whitening_bias(job.model, len(state.rows))
-        sums = Sums(state.partial, job.device)
+        sums = Sums(state.partial)
         end = (len(state.rows) + 1) * job.steps_per_epoch
         for step in range(state.step, end):
             images, labels = next(batches)
             rate = learning_rate_at(job, state.rows, step)
-            loss, correct = train_step(job, images, labels, step, rate)
-            sums.add(loss, correct, len(labels))
+            loss, logits = train_step(job, images, labels, step, rate)
+            sums.add(loss, logits, labels)
             pace.step_done()
             stopping = stop is not None and stop.is_set()
             if stopping or pace.due_for_report():
@@ -275,7 +276,7 @@ def _epochs(job: Job, run: Run, state: State, writers: Writers, stop: Stop | Non
 
 
 def train_step(job: Job, images: Tensor, labels: Tensor, step: int, rate: float) -> tuple[Tensor, Tensor]:
-    """One step of the optimiser on prepared pictures float32 (B, 3, H, W): the mean loss, and how many were right."""
+    """One step of the optimiser on prepared pictures float32 (B, 3, H, W): the mean loss, and the logits."""
     recipe = job.recipe
     _seed_dropout(job, step)
     set_learning_rate(job.optimizer, recipe.optimizer, rate, step)
@@ -297,7 +298,7 @@ def train_step(job: Job, images: Tensor, labels: Tensor, step: int, rate: float)
     job.optimizer.step()
     if job.average is not None:
         job.average.update_parameters(job.model)
-    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+    return loss.detach(), logits.detach()
 
 
 def _seed_dropout(job: Job, step: int) -> None:
@@ -462,24 +463,38 @@ def _publish(job: Job, run: Run, rows: list[Row]) -> None:
 
 
 class Sums:
-    """Loss and hits summed on the device over an epoch's images, so that no step waits for them to be read."""
+    """Loss and hits over an epoch's images. They stay on the device until they are read, so that no step waits for
+    them, and those of many steps are judged together: one by one it would be a tenth of a small network's step."""
 
-    def __init__(self, partial: Partial, device: torch.device) -> None:
-        exact = torch.float32 if device.type == "mps" else torch.float64
-        self.images, self.seconds = partial.images, partial.seconds
-        self.loss = torch.tensor(partial.loss_sum, dtype=exact, device=device)
-        self.correct = torch.tensor(partial.correct, device=device)
+    def __init__(self, partial: Partial) -> None:
+        self.partial, self.seconds_before = partial, partial.seconds
+        self.pending: list[tuple[Tensor, Tensor, Tensor]] = []  # loss, logits and labels of each step
+        self.judged: list[tuple[Tensor, Tensor, list[int]]] = []  # losses of steps, hits, images of each step
 
-    def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
-        self.loss.add_(loss, alpha=images)
-        self.correct.add_(correct)
-        self.images += images
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        self.pending.append((loss, logits, labels))
+        if len(self.pending) == STEPS_JUDGED_TOGETHER:
+            self._judge()
+
+    def _judge(self) -> None:
+        losses, logits, labels = zip(*self.pending, strict=True)
+        hits = (torch.cat(logits).argmax(1) == torch.cat(labels)).sum()
+        self.judged.append((torch.stack(losses), hits, [len(part) for part in labels]))
+        self.pending.clear()
 
     def read(self, pace: "Pace") -> Partial:
         """The sums so far. Reading waits for the device, and that is time of the steps."""
-        loss, correct = self.loss.item(), int(self.correct.item())
+        if self.pending:
+            self._judge()
+        images, loss_sum, correct = self.partial.images, self.partial.loss_sum, self.partial.correct
+        for losses, hits, sizes in self.judged:
+            for loss, size in zip(losses.tolist(), sizes, strict=True):  # in this order, whenever it is read
+                loss_sum += loss * size
+            images, correct = images + sum(sizes), correct + int(hits.item())
+        self.judged.clear()
         pace.stamp()
-        return Partial(self.images, loss, correct, self.seconds + pace.epoch_seconds)
+        self.partial = Partial(images, loss_sum, correct, self.seconds_before + pace.epoch_seconds)
+        return self.partial
 
 
 class Pace:

@@ -82,6 +82,9 @@ class Size:
         return (self.scaled(side) - self.cropped(side)) // 2
 
 
+WHOLE = Size()
+
+
 def sizes_of_passes(scales: Sequence[float], crops: Sequence[float]) -> tuple[Size, ...]:
     """Of a recipe's `data.training_scales` and `data.training_crops`: one, as they are, where both are empty."""
     passes = range(max(1, len(scales), len(crops)))
@@ -171,6 +174,8 @@ class BatchStream:
         return one_pass, one_pass * self.batches_per_pass
 
     def _resized(self, images: Tensor, size: Size) -> Tensor:
+        if size == WHOLE:
+            return images
         _, _, height, width = images.shape
         scaled = size.scaled(height), size.scaled(width)
         if scaled != (height, width):
