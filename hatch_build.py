@@ -41,6 +41,7 @@ KERNELS = {  # the source first
     "pool-avx512": ("pool.c", *AVX512, "-mprefer-vector-width=512"),
     "pointwise-avx2": ("pointwise.c", *AVX2),
     "pointwise-avx512": ("pointwise.c", *AVX512, "-mprefer-vector-width=512"),
+    "team-avx2": ("team.c", "-mavx2", "-pthread"),
     # A square root that may set errno is computed one at a time.
     "optimise-avx2": ("optimise.c", *AVX2, "-fno-math-errno"),
     "optimise-avx512": ("optimise.c", *AVX512, "-mprefer-vector-width=512", "-fno-math-errno"),

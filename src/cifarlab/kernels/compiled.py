@@ -5,8 +5,6 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-import torch
-
 from cifarlab.process import processor_field
 
 AVX2 = frozenset({"fma", "avx2"})  # as /proc/cpuinfo names them
@@ -63,9 +61,8 @@ def _digest() -> str:
 
 @cache
 def parallel_region() -> int | None:
-    """The address of GOMP_parallel in the OpenMP library of PyTorch: two pools of threads would fight for cores."""
-    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"  # looks in what it needs, too
+    """The address of `team_parallel`: see team.c."""
     try:
-        return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p).value
+        return ctypes.cast(ctypes.CDLL(str(_file("team-avx2"))).team_parallel, ctypes.c_void_p).value
     except (OSError, AttributeError):
         return None
