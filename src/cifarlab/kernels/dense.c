@@ -190,18 +190,6 @@ INLINE void transpose(const float *from, long row, float *to, long to_row) {
     UNROLL for (int i = 0; i < LANES; i++) memcpy(to + i * to_row, &v[i], sizeof v[i]);
 }
 
-/* The first `count` of a vector, then zeros */
-INLINE vector load_first(const float *from, long count) {
-    vector v = {0};
-    if (count >= LANES) return load(from);
-    memcpy(&v, from, larger(count, 0) * sizeof *from);
-    return v;
-}
-
-INLINE void store_first(float *to, vector v, long count) {
-    memcpy(to, &v, smaller(count, LANES) * sizeof *to);
-}
-
 /* Inputs from `first` to `end` of a panel of the batch, as [input][PANEL] */
 INLINE void pack_panel(const task *t, long panel, long first, long end, float *to) {
     for (long k = first; k < end; k += LANES)
@@ -449,8 +437,8 @@ static void compute_gradients(void *data) {
 
 /* y from x, weight and bias */
 void forward(task *t) {
-    t->parallel(by_panels(t) ? compute_outputs_by_panels : compute_outputs, t, t->threads, 0);
+    t->parallel(by_panels(t) ? compute_outputs_by_panels : compute_outputs, t, t->threads);
 }
 
 /* The gradients that are wanted from that of y. Which thread does which part changes no result. */
-void backward(task *t) { t->parallel(compute_gradients, t, t->threads, 0); }
+void backward(task *t) { t->parallel(compute_gradients, t, t->threads); }

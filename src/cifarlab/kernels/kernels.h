@@ -8,12 +8,14 @@
 #include <stdint.h>
 #include <string.h>
 
-#define FEW (1 << 17) /* values, for which waking another thread (40 to 60 us) takes longer than its half of them */
+#define FEW (1 << 17) /* values, for which waking another thread takes longer than its half of them: libgomp, 40 to 60 us */
+#define DRAWS 4       /* values that one random word decides to drop or not: 16 bits each */
 #define PANEL (2 * LANES) /* columns that one product computes */
 #define ROWS (LANES == 16 ? 12 : 6) /* rows that one product computes: as many sums as fit the registers */
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 36")
+#define EACH_FOR_ITSELF _Pragma("clang loop vectorize(assume_safety)") /* where what is written may be what is read */
 
 typedef float vector __attribute__((vector_size(4 * LANES)));
 typedef double doubles __attribute__((vector_size(8 * LANES)));
@@ -34,7 +36,7 @@ typedef vector elements;
 #endif
 #define PER_WORD (int)(sizeof(word) / sizeof(element))
 
-typedef void parallel_region(void (*)(void *), void *, unsigned threads, unsigned flags); /* libgomp's GOMP_parallel */
+typedef void parallel_region(void (*)(void *), void *, unsigned threads); /* team_parallel */
 
 /* Work of many parts, which threads take one after the other; 0 to begin with */
 typedef struct {
@@ -58,7 +60,7 @@ INLINE void wait_for(phase *p, long parts) {
 /* `work` on so many values, each of little work: by this thread alone if FEW */
 INLINE void run_on_values(parallel_region *parallel, void (*work)(void *), void *task, long threads, long values) {
     if (threads > 1 && values > FEW)
-        parallel(work, task, threads, 0);
+        parallel(work, task, threads);
     else
         work(task);
 }
@@ -71,6 +73,21 @@ INLINE vector load(const void *p) {
     vector v;
     memcpy(&v, p, sizeof v);
     return v;
+}
+
+/* The first `count` of a vector, then zeros */
+INLINE vector load_first(const float *from, long count) {
+    vector v = {0};
+    if (count >= LANES) return load(from);
+    memcpy(&v, from, larger(count, 0) * sizeof *from);
+    return v;
+}
+
+INLINE void store_first(float *to, vector v, long count) {
+    if (count >= LANES)
+        memcpy(to, &v, sizeof v);
+    else
+        memcpy(to, &v, count * sizeof *to);
 }
 
 INLINE elements narrow(vector v) { /* to the pictures' type, to the nearest */
@@ -118,6 +135,9 @@ INLINE vector elu_of(vector x) { return chosen((bits)(x <= 0.0f), less_than_expo
 /* The derivative of ELU, from what it gave */
 INLINE vector elu_slope(vector y) { return chosen((bits)(y <= 0.0f), y + 1.0f, (vector){0} + 1.0f); }
 
+/* From the first value of a 2x2 square in (H, W, C) to that of its pixel `i` */
+INLINE long in_square(long w, long channels, int i) { return (i / 2 * w + i % 2) * channels; }
+
 /* All bits of those whose mark is `i` */
 INLINE bits mark_is(const uint8_t *marks, uint8_t i) {
     bytes found;
@@ -133,6 +153,9 @@ INLINE longs random_words(uint64_t seed, longs places) {
     z = (z ^ z >> 27) * 0x94D049BB133111EBu;
     return z ^ z >> 31;
 }
+
+/* Of the values that are kept, `dropped` in 65,536 are not */
+INLINE float scale_of_kept(unsigned dropped) { return 65536.0f / (65536 - dropped); }
 
 INLINE vector splat(word w) {
 #if BF16

@@ -42,8 +42,6 @@ INLINE long place_of(const task *t, long square) {
     return (2 * row * t->w + 2 * ((uint32_t)square % across)) * t->channels;
 }
 
-INLINE long next_in_square(const task *t, int i) { return (i / 2 * t->w + i % 2) * t->channels; }
-
 /* ---- sums of a part: of d and d^2, where d is x less a mean of few pixels, or of dy and dy (x - mean). Without what is
  * subtracted, values far from 0 would lose what is to be known of them. `wide` vectors of channels. ---- */
 
@@ -55,7 +53,8 @@ INLINE void sum_values(const task *t, summands of, vector subtracted, long i, lo
     if (of == POOLED_GRADIENTS) {
         const float *square = t->x + place_of(t, i) + c;
         dy = load(t->y + at), x = load(square);
-        UNROLL for (int k = 1; k < 4; k++) x = chosen(mark_is(t->marks + at, k), load(square + next_in_square(t, k)), x);
+        UNROLL for (int k = 1; k < 4; k++)
+            x = chosen(mark_is(t->marks + at, k), load(square + in_square(t->w, t->channels, k)), x);
     } else {
         x = load(t->x + at);
         dy = of == GRADIENTS ? load(t->y + at) : x - subtracted;
@@ -146,7 +145,7 @@ INLINE void normalise_square(const task *t, const factors *f, long square) {
     for (long c = 0; c < t->channels; c += LANES) {
         vector y[4];
         bits which;
-        UNROLL for (int i = 0; i < 4; i++) y[i] = scaled(f, c, load(x + next_in_square(t, i) + c));
+        UNROLL for (int i = 0; i < 4; i++) y[i] = scaled(f, c, load(x + in_square(t->w, t->channels, i) + c));
         vector largest = largest_of_four(y, &which);
         bytes marks = __builtin_convertvector(which, bytes);
         memcpy(t->y + square * t->channels + c, &largest, sizeof largest);
@@ -213,7 +212,7 @@ INLINE void gradient_of_square(const task *t, const factors *f, int elu, long sq
         vector dy = load(t->y + at);
         UNROLL for (int i = 0; i < 4; i++) {
             vector there = (vector)((bits)dy & mark_is(t->marks + at, i));
-            write_gradient(t, f, elu, place + next_in_square(t, i) + c, c, there);
+            write_gradient(t, f, elu, place + in_square(t->w, t->channels, i) + c, c, there);
         }
     }
 }
@@ -261,7 +260,7 @@ static void move_towards(float *running, double value, double momentum) {
 /* y, mean and variance from x, weight and bias, and the running ones */
 void normalise(task *t) {
     mean_of_few(t);
-    t->parallel(forward_as_thread, t, t->threads, 0);
+    t->parallel(forward_as_thread, t, t->threads);
     double unbiased = all_pixels(t) / (all_pixels(t) - 1.0);
     for (long from = 0; from < t->channels; from += LANES) {
         doubles mean, variance;
@@ -277,6 +276,6 @@ void normalise(task *t) {
 
 /* dx, dweight and dbias from x, weight, y (which is a gradient), mean and variance */
 void normalise_gradient(task *t) {
-    t->parallel(backward_as_thread, t, t->threads, 0);
+    t->parallel(backward_as_thread, t, t->threads);
     sum_gradients(t);
 }

@@ -4,7 +4,6 @@
 #include <math.h>
 
 #define CHUNK 32768 /* weights that a thread takes at once: in smaller ones, it waits for memory more often */
-#define EACH_FOR_ITSELF _Pragma("clang loop vectorize(assume_safety)")
 
 typedef struct {
     float *weight, *mean, *square; /* means of gradients and of their squares; NULL if the rule has none */
@@ -113,7 +112,7 @@ static void run(task *t, void (*rule)(const weights *, const group *, const floa
     }
     t->rule = rule;
     atomic_store(&t->taken, 0);
-    t->parallel(take_chunks, t, smaller(t->threads, larger(parts, 1)), 0);
+    t->parallel(take_chunks, t, smaller(t->threads, larger(parts, 1)));
 }
 
 void sgd(task *t) { run(t, sgd_chunk); }

@@ -2,8 +2,6 @@
 #include "kernels.h"
 
 #define CHUNK 4096 /* values that a thread takes at once */
-#define DRAWS 4    /* values that one random word decides: 16 bits each */
-#define EACH_FOR_ITSELF _Pragma("clang loop vectorize(assume_safety)") /* where `to` is `from`, too */
 
 typedef struct {
     parallel_region *parallel;
@@ -17,7 +15,7 @@ typedef struct {
 
 static void drop_chunks(void *data) {
     task *t = data;
-    float scale = 65536.0f / (65536 - t->dropped);
+    float scale = scale_of_kept(t->dropped);
     for (long first; (first = CHUNK * atomic_fetch_add(&t->taken, 1)) < t->count;) {
         uint64_t words[CHUNK / DRAWS];
         uint16_t draws[CHUNK];
@@ -35,26 +33,12 @@ static void drop_chunks(void *data) {
     }
 }
 
-INLINE vector load_some(const float *p, long count) {
-    if (count >= LANES) return load(p);
-    vector v = {0};
-    memcpy(&v, p, count * sizeof *p);
-    return v;
-}
-
-INLINE void store_some(float *p, vector v, long count) {
-    if (count >= LANES)
-        memcpy(p, &v, sizeof v);
-    else
-        memcpy(p, &v, count * sizeof *p);
-}
-
 static void elu_chunks(void *data) {
     task *t = data;
     for (long first; (first = CHUNK * atomic_fetch_add(&t->taken, 1)) < t->count;) {
         long last = smaller(first + CHUNK, t->count);
         for (long i = first; i < last; i += LANES)
-            store_some(t->to + i, elu_of(load_some(t->from + i, last - i)), last - i);
+            store_first(t->to + i, elu_of(load_first(t->from + i, last - i)), last - i);
     }
 }
 
@@ -63,8 +47,8 @@ static void elu_gradient_chunks(void *data) {
     for (long first; (first = CHUNK * atomic_fetch_add(&t->taken, 1)) < t->count;) {
         long last = smaller(first + CHUNK, t->count);
         for (long i = first; i < last; i += LANES) {
-            vector slope = elu_slope(load_some(t->outputs + i, last - i));
-            store_some(t->to + i, load_some(t->from + i, last - i) * slope, last - i);
+            vector slope = elu_slope(load_first(t->outputs + i, last - i));
+            store_first(t->to + i, load_first(t->from + i, last - i) * slope, last - i);
         }
     }
 }

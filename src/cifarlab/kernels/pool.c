@@ -5,7 +5,6 @@
 #include "kernels.h"
 
 #define VALUES 8192 /* of x that a thread takes at once, or a row of squares */
-#define DRAWS 4     /* values that one random word decides: 16 bits each */
 #define DROPPED 4   /* or-ed to the others */
 
 typedef uint16_t draws_of_two __attribute__((vector_size(4 * LANES)));
@@ -25,15 +24,12 @@ typedef struct {
 
 INLINE long all_rows(const task *t) { return t->n * (t->h / 2); } /* of squares */
 INLINE long rows_at_once(const task *t) { return larger(1, VALUES / (2 * t->w * t->channels)); }
-INLINE float scale_of(const task *t) { return 65536.0f / (65536 - t->dropped); }
 
 /* Where the row of squares begins in x */
 INLINE long place_of(const task *t, long row) {
     long image = row / (t->h / 2), y = row % (t->h / 2) * 2;
     return (image * t->h + y) * t->w * t->channels;
 }
-
-INLINE long next_in_square(const task *t, int i) { return (i / 2 * t->w + i % 2) * t->channels; }
 
 /* Places of the random words of a vector and of its right neighbour, from the first one on */
 INLINE longs places_of_two(const task *t) {
@@ -58,10 +54,10 @@ INLINE void drop_two(const task *t, longs places, float scale, vector x[2], bits
 INLINE void pool_square(const task *t, int dropping, longs places, float scale, long at, long to) {
     vector x[4];
     bits kept[4], which;
-    UNROLL for (int i = 0; i < 4; i++) x[i] = load(t->x + at + next_in_square(t, i));
+    UNROLL for (int i = 0; i < 4; i++) x[i] = load(t->x + at + in_square(t->w, t->channels, i));
     if (dropping)
         UNROLL for (int i = 0; i < 4; i += 2)
-            drop_two(t, places + (uint64_t)((at + next_in_square(t, i)) / DRAWS), scale, x + i, kept + i);
+            drop_two(t, places + (uint64_t)((at + in_square(t->w, t->channels, i)) / DRAWS), scale, x + i, kept + i);
     vector largest = largest_of_four(x, &which);
     if (dropping)
         UNROLL for (int i = 0; i < 4; i++) which |= (bits)(which == (uint32_t)i) & ~kept[i] & DROPPED;
@@ -71,7 +67,7 @@ INLINE void pool_square(const task *t, int dropping, longs places, float scale, 
 }
 
 INLINE void pool_row(const task *t, int dropping, long row) {
-    float scale = scale_of(t);
+    float scale = scale_of_kept(t->dropped);
     longs places = places_of_two(t);
     long at = place_of(t, row), to = row * (t->w / 2) * t->channels;
     for (long x = 0; x < t->w / 2; x++, at += 2 * t->channels, to += t->channels)
@@ -99,14 +95,14 @@ INLINE void clear(const task *t, long row) {
 }
 
 INLINE void gradient_of_row(const task *t, long row) {
-    float scale = scale_of(t);
+    float scale = scale_of_kept(t->dropped);
     long at = place_of(t, row), from = row * (t->w / 2) * t->channels;
     for (long x = 0; x < t->w / 2; x++, at += 2 * t->channels, from += t->channels)
         for (long c = 0; c < t->channels; c += LANES) {
             vector dy = load(t->y + from + c) * scale;
             UNROLL for (int i = 0; i < 4; i++) {
                 bits dx = (bits)dy & mark_is(t->marks + from + c, i);
-                memcpy(t->x + at + next_in_square(t, i) + c, &dx, sizeof dx);
+                memcpy(t->x + at + in_square(t->w, t->channels, i) + c, &dx, sizeof dx);
             }
         }
 }

@@ -85,8 +85,7 @@ static void enlist(unsigned count) {
 
 /* Call `function` with `argument` in up to `threads` threads, this one among them. With work in hand already, or within
  * it, in this one alone. */
-void team_parallel(void (*function)(void *), void *argument, unsigned threads, unsigned flags) {
-    (void)flags;
+void team_parallel(void (*function)(void *), void *argument, unsigned threads) {
     if (threads <= 1 || atomic_exchange(&busy, 1)) {
         function(argument);
         return;

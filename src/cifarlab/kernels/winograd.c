@@ -612,12 +612,12 @@ long workspace_bytes(const task *t) {
 }
 
 /* y from x, weight and bias */
-void convolve(task *t) { t->parallel(convolve_as_thread, t, t->threads, 0); }
+void convolve(task *t) { t->parallel(convolve_as_thread, t, t->threads); }
 
 /* The gradients of a layer: weight and bias of `of_weights` from x and y, which is one, and, unless NULL, y of `of_images`,
  * whose x is that gradient. Which thread does which part changes no result. */
 void gradients(task *of_weights, task *of_images) {
     both t = {of_weights, of_images};
-    of_weights->parallel(gradients_as_thread, &t, of_weights->threads, 0);
+    of_weights->parallel(gradients_as_thread, &t, of_weights->threads);
     if (of_weights->bias) finish_bias(of_weights);
 }
