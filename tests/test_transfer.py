@@ -253,7 +253,17 @@ def without_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_features_computed_once_give_the_same_training(
     base: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    settings = {**BASE, **CALM, **CALM_NET, "epochs": 3, "finetune.freeze": "block*", **changes}
+    # The caches' rounding is PyTorch's: with its kernels in training, too, the two differ least.
+    same_rounding = {"device.winograd": False}
+    settings = {
+        **BASE,
+        **CALM,
+        **CALM_NET,
+        **same_rounding,
+        "epochs": 3,
+        "finetune.freeze": "block*",
+        **changes,
+    }
     runs = []
     for name in ("once", "always"):
         with monkeypatch.context() as patch:
@@ -263,13 +273,12 @@ def test_features_computed_once_give_the_same_training(
                 training.train(RECIPE, data="demo", out=tmp_path / name, overrides=settings, init_from=base)
             )
     once, always = runs
-    # The same but for rounding: the head's gradients are of batches that were computed in other shapes.
     for row, expected in zip(once.metrics, always.metrics, strict=True):
-        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
-        assert row["validation_loss"] == pytest.approx(expected["validation_loss"], rel=1e-4)
+        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+        assert row["validation_loss"] == pytest.approx(expected["validation_loss"], rel=1e-5)
         assert row["train_accuracy"] == expected["train_accuracy"]
     for name, tensor in always.load_weights("last")[0].items():
-        torch.testing.assert_close(once.load_weights("last")[0][name], tensor, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(once.load_weights("last")[0][name], tensor, rtol=1e-4, atol=1e-6)
     frozen = {name for name in once.load_weights("last")[0] if name.startswith("block")}
     assert not changed_layers(
         {name: base.load_weights()[0][name] for name in frozen},

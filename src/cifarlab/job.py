@@ -17,7 +17,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from cifarlab import pretrained
 from cifarlab.data import Source, open_source
 from cifarlab.data.difficulty import Difficulty
-from cifarlab.data.loader import WEIGHTS, BatchStream, Images, Size, derived_seed, on_device, sizes_of_passes
+from cifarlab.data.loader import (
+    WEIGHTS,
+    WHOLE,
+    BatchStream,
+    Images,
+    Size,
+    derived_seed,
+    on_device,
+    sizes_of_passes,
+)
 from cifarlab.data.mapped import Pictures, choose
 from cifarlab.data.splits import split_validation
 from cifarlab.environment import choose_device, choose_precision
@@ -323,7 +332,7 @@ def _check_class_weights(recipe: Recipe, classes: tuple[str, ...]) -> None:
 
 def _check_sizes(sizes: Sequence[Size], preparation: Preparation, model: nn.Module) -> None:
     example = next(model.parameters())
-    for size in dict.fromkeys(size for size in sizes if size != Size()):
+    for size in dict.fromkeys(size for size in sizes if size != WHOLE):
         height, width = size.cropped(preparation.height), size.cropped(preparation.width)
         try:
             with torch.no_grad():

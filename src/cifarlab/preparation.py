@@ -39,14 +39,12 @@ class Preparation:
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 or float (N, 3, H, W) in 0..255 -> float32 (N, 3, H, W), same device and memory format."""
-        given, images = images, images.float()
+        images = images.float()
         if self.channel_order == "bgr":
             images = images.flip(1)
         if any(self.mean):
             images = images - _per_channel(self.mean, images)
-        if images is given:  # the caller's
-            return images / _per_channel(self.std, images)
-        return images.div_(_per_channel(self.std, images))
+        return images / _per_channel(self.std, images)  # not in place: float pictures are the caller's
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Preparation":

@@ -464,7 +464,7 @@ def _publish(job: Job, run: Run, rows: list[Row]) -> None:
 
 class Sums:
     """Loss and hits over an epoch's images. They stay on the device until they are read, so that no step waits for
-    them, and those of many steps are judged together: one by one it would be a tenth of a small network's step."""
+    them, and those of many steps are judged together: one by one it is 0.1 ms of each (of `cnn-small`'s 5)."""
 
     def __init__(self, partial: Partial) -> None:
         self.partial, self.seconds_before = partial, partial.seconds
