@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifarlab import training
-from cifarlab.kernels import compiled, convolve, kernels_here, own_kernels, winograd
+from cifarlab.kernels import compiled, convolve, kernels_here, own_kernels, run_operations, winograd
 from cifarlab.kernels.winograd import KERNELS, Kernels
 from cifarlab.models.layers import LayerSequence, SameConv2d
 from cifarlab.recipe import override
@@ -71,7 +71,7 @@ class Case:
         images = self.images.to(dtype, memory_format=torch.channels_last)
         images.requires_grad_(images.shape[1] % 8 == 0)
         pool, relu = nn.MaxPool2d(2) if self.pooled else None, nn.ReLU() if self.relu else None
-        output = convolve(images, layer, pool, relu)
+        output = run_operations(images, [(convolve, layer, pool, relu)])
         output.backward(self.gradient.to(dtype))
         gradients = {"images": images.grad} | {name: part.grad for name, part in layer.named_parameters()}
         return {"output": output.detach()} | {
@@ -215,7 +215,7 @@ def test_other_pools_are_pytorchs(pool: nn.MaxPool2d) -> None:
     images, layer = channels_last(20, 8, 11, 11), nn.Conv2d(8, 8, 3, padding=1)
     expected = pool(layer(images))
     with own_kernels(CPU):
-        assert torch.equal(convolve(images, layer, pool), expected)
+        assert torch.equal(run_operations(images, [(convolve, layer, pool)]), expected)
 
 
 @needs_kernels
@@ -241,14 +241,14 @@ def test_gradients_that_nobody_wants_are_left_out() -> None:
     """As where layers are frozen."""
     torch.manual_seed(0)
     images, layer = channels_last(20, 8, 12, 12).requires_grad_(), nn.Conv2d(8, 16, 3)
-    convolve(images, layer, None, nn.ReLU()).sum().backward()
+    run_operations(images, [(convolve, layer, None, nn.ReLU())]).sum().backward()
     whole = {"images": images.grad, "weight": layer.weight.grad, "bias": layer.bias.grad}  # type: ignore[union-attr]
     for name, wanted in whole.items():
         parts = {"images": images, "weight": layer.weight, "bias": layer.bias}
         for other, part in parts.items():
             part.requires_grad_(other == name).grad = None  # type: ignore[union-attr]
         with own_kernels(CPU):
-            convolve(images, layer, None, nn.ReLU()).sum().backward()
+            run_operations(images, [(convolve, layer, None, nn.ReLU())]).sum().backward()
         torch.testing.assert_close(parts[name].grad, wanted, rtol=1e-3, atol=1e-3)  # type: ignore[union-attr]
         assert all(part.grad is None for other, part in parts.items() if other != name)  # type: ignore[union-attr]
 
@@ -355,8 +355,8 @@ def test_numbers_that_are_not_finite_stay_so(kernels: Kernels, relu: nn.ReLU | N
     images[0, 3, 6, 6] = torch.nan  # beside the last four that are pooled
     layer = nn.Conv2d(8, 8, kernels.kernel_size, padding=kernels.kernel_size // 2).to(kernels.dtype)
     with alone(kernels), own_kernels(CPU):
-        assert convolve(images, layer, None, relu)[:, :, 5:, 5:].isnan().all()
-        assert convolve(images, layer, nn.MaxPool2d(2), relu)[:, :, 2, 2].isnan().all()
+        assert run_operations(images, [(convolve, layer, None, relu)])[:, :, 5:, 5:].isnan().all()
+        assert run_operations(images, [(convolve, layer, nn.MaxPool2d(2), relu)])[:, :, 2, 2].isnan().all()
 
 
 @each_kind

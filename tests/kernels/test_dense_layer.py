@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cifarlab.kernels import dense, kernels_here, own_kernels
+from cifarlab.kernels import dense, kernels_here, own_kernels, run_operations
 from cifarlab.kernels import dense_layer as own
 from cifarlab.models.layers import LayerSequence
 
@@ -66,7 +66,7 @@ def results(
     values = values.to(dtype, copy=True).requires_grad_(wants_values)
     layer.weight.requires_grad_(wants_weight)
     layer.zero_grad()
-    output = dense(values, layer, nn.ReLU() if relu else None)
+    output = run_operations(values, [(dense, layer, nn.ReLU() if relu else None)])
     output.backward(gradient.to(dtype))
     return [output.detach(), *(part.grad for part in (values, *layer.parameters()) if part.grad is not None)]
 
@@ -171,7 +171,11 @@ def test_a_plain_call_and_a_layer_are_taken_over() -> None:
     torch.manual_seed(0)
     values, layer = torch.randn(64, 2048), nn.Linear(2048, 128)
     with own_kernels(CPU):
-        outputs = (layer(values), F.linear(values, layer.weight, layer.bias), dense(values, layer))
+        outputs = (
+            layer(values),
+            F.linear(values, layer.weight, layer.bias),
+            run_operations(values, [(dense, layer)]),
+        )
         without = F.linear(values, layer.weight)
     for output in (*outputs, without):
         assert "_Dense" in type(output.grad_fn).__name__
@@ -225,7 +229,9 @@ def test_small_layers_are_pytorchs() -> None:
 def test_under_autocast_it_is_pytorchs() -> None:
     values, layer = torch.randn(64, 2048), nn.Linear(2048, 128)
     with own_kernels(CPU), torch.autocast("cpu", dtype=torch.bfloat16):
-        assert layer(values).dtype == dense(values, layer, nn.ReLU()).dtype == torch.bfloat16
+        assert (
+            layer(values).dtype == run_operations(values, [(dense, layer, nn.ReLU())]).dtype == torch.bfloat16
+        )
 
 
 @needs_kernels
@@ -256,7 +262,7 @@ def test_what_is_not_there_is_done_without(monkeypatch: pytest.MonkeyPatch) -> N
     """Where the kernels could not be compiled."""
     values, layer = torch.randn(64, 2048), nn.Linear(2048, 128)
     expected = layer(values)
-    monkeypatch.setattr(own, "functions_of", lambda *_: None)
+    monkeypatch.setattr(own, "first_of", lambda *_: None)
     own._functions.cache_clear()
     try:
         with own_kernels(CPU):
@@ -270,7 +276,7 @@ def test_they_are_used_within() -> None:
     values, layer = torch.randn(32, 512), nn.Linear(512, 512)
     with own_kernels(CPU):
         outputs = [
-            dense(values, layer, nn.ReLU()),
+            run_operations(values, [(dense, layer, nn.ReLU())]),
             layer(values),
             F.linear(input=values, weight=layer.weight),
         ]
@@ -281,14 +287,14 @@ def test_they_are_used_within() -> None:
 
 @each_kind
 def test_no_thread_multiplies_what_is_not_packed_yet(kernels: str) -> None:
-    """Of many stretches, in memory that was never written."""
+    """In memory that was never written; there is one stretch to pack, so that all but one thread have to wait."""
     torch.manual_seed(0)
-    values, layer, gradient = torch.randn(70, 4096), nn.Linear(4096, 300), torch.randn(70, 300)
+    values, layer, gradient = torch.randn(32, 256), nn.Linear(256, 300), torch.randn(32, 300)
     expected = results(values, layer, gradient, relu=True)
     empty = torch.empty
     with alone(kernels), own_kernels(CPU), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "get_num_threads", lambda: 5)
+        patch.setattr(torch, "get_num_threads", lambda: 2)
         patch.setattr(torch, "empty", lambda *shape, **kind: empty(*shape, **kind).fill_(torch.nan))
-        for _ in range(10):
+        for _ in range(300):
             for ours, theirs in zip(results(values, layer, gradient, relu=True), expected, strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)

@@ -10,7 +10,7 @@ from tests.kernels.test_convolution import alone
 from tests.kernels.test_normalisation import use
 from torch import Tensor, nn
 
-from cifarlab.kernels import convolve_and_normalise, normalisation, own_kernels
+from cifarlab.kernels import convolve_and_normalise, normalisation, own_kernels, run_operations
 from cifarlab.kernels.winograd import KERNELS
 from cifarlab.models.layers import BiasedBatchNorm2d, LayerSequence
 
@@ -184,4 +184,4 @@ def test_without_own_kernels_they_are_the_layers() -> None:
     images, layers = channels_last(8, 8, 12, 12), network(inplace=False, pooled=True)
     expected = nn.Sequential(*copy.deepcopy(layers))(images)
     assert torch.equal(layers(images), expected)
-    assert torch.equal(convolve_and_normalise(images, *copy.deepcopy(layers)), expected)
+    assert torch.equal(run_operations(images, [(convolve_and_normalise, *copy.deepcopy(layers))]), expected)

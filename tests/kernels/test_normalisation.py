@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.kernels.only import only
 from torch import Tensor, nn
 
-from cifarlab.kernels import normalisation, normalise, own_kernels
-from cifarlab.kernels.compiled import library
+from cifarlab.kernels import normalisation, normalise, own_kernels, run_operations
 from cifarlab.models.layers import BiasedBatchNorm2d, LayerSequence
 
 CPU = torch.device("cpu")
@@ -19,20 +19,14 @@ needs_kernels = pytest.mark.skipif(normalisation._chosen() is None, reason="no k
 
 def use(patch: pytest.MonkeyPatch, name: str) -> None:
     """These kernels alone."""
-    if library(name) is None:
-        pytest.skip(f"this processor has no {name}, or the package was installed without")
-    patch.setattr(normalisation, "KERNELS", {name: normalisation.KERNELS[name]})
-    normalisation._chosen.cache_clear()
-    chosen = normalisation._chosen()
-    normalisation._chosen.cache_clear()
-    patch.setattr(normalisation, "_chosen", lambda: chosen)
+    only(patch, normalisation, name, "_chosen")
 
 
 def results(layer: nn.Module, images: Tensor, gradient: Tensor, *, pooled: bool) -> dict[str, Tensor]:
     """The output, all gradients, and what the layer keeps."""
     layer = copy.deepcopy(layer).to(images.dtype)
     images = images.clone(memory_format=torch.preserve_format).requires_grad_()
-    output = normalise(images * 1, layer, nn.MaxPool2d(2) if pooled else None)  # type: ignore[arg-type]
+    output = run_operations(images * 1, [(normalise, layer, nn.MaxPool2d(2) if pooled else None)])  # type: ignore[arg-type]
     output.backward(gradient.to(images.dtype))
     gradients = {name: part.grad for name, part in layer.named_parameters()} | {"images": images.grad}
     return {
@@ -100,7 +94,7 @@ def test_they_are_used_within() -> None:
     images = torch.randn(2, 16, 6, 6).to(memory_format=torch.channels_last)
     layer, pool = nn.BatchNorm2d(16), nn.MaxPool2d(2)
     with own_kernels(CPU):
-        outputs = layer(images), normalise(images, layer, pool)
+        outputs = layer(images), run_operations(images, [(normalise, layer, pool)])
     for output in outputs:
         assert type(output.grad_fn).__name__ == "_BatchNormBackward"
     assert type(layer(images).grad_fn).__name__ != "_BatchNormBackward"
@@ -110,7 +104,7 @@ def test_they_are_used_within() -> None:
 def test_odd_sides_are_pooled_apart() -> None:
     images = torch.randn(2, 16, 7, 6).to(memory_format=torch.channels_last)
     with own_kernels(CPU):
-        output = normalise(images, nn.BatchNorm2d(16), nn.MaxPool2d(2))
+        output = run_operations(images, [(normalise, nn.BatchNorm2d(16), nn.MaxPool2d(2))])
     function = output.grad_fn.next_functions[0][0]  # type: ignore[union-attr]  # what the pool was given
     assert type(function).__name__ == "_BatchNormBackward"
 
@@ -120,7 +114,7 @@ def test_statistics_that_are_not_tracked_are_pytorchs() -> None:
     images, layer = torch.randn(2, 16, 6, 6).to(memory_format=torch.channels_last), nn.BatchNorm2d(16)
     layer.track_running_stats = False
     with own_kernels(CPU):
-        found = normalise(images, layer, nn.MaxPool2d(2))
+        found = run_operations(images, [(normalise, layer, nn.MaxPool2d(2))])
     torch.testing.assert_close(found, nn.MaxPool2d(2)(layer(images)))
 
 
@@ -172,7 +166,7 @@ def test_numbers_that_are_not_finite_stay_so() -> None:
         images[1, 5, 3, 3] = value
         with own_kernels(CPU):
             for pool in (None, nn.MaxPool2d(2)):
-                output = normalise(images, nn.BatchNorm2d(16), pool)
+                output = run_operations(images, [(normalise, nn.BatchNorm2d(16), pool)])
                 assert output[:, 5].isnan().any() and output[:, :5].isfinite().all()
                 assert output[:, 5].isnan().all() or value == torch.inf
 

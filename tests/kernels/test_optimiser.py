@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.kernels.only import only
 from torch import Tensor, nn
 
 from cifarlab.job import new_optimizer
 from cifarlab.kernels import optimisers
-from cifarlab.kernels.compiled import library
 from cifarlab.kernels.optimisers import OwnAdam, OwnAdamW, OwnRMSprop, OwnSGD
 from cifarlab.optim import (
     OwnRMSpropInsideRoot,
@@ -51,15 +51,7 @@ SPECS = [
 
 def use(monkeypatch: pytest.MonkeyPatch, name: str | None, torchs: Any = None) -> None:
     """These kernels alone, and no step of `torchs`; or none."""
-    if name is not None and library(name) is None:
-        pytest.skip(f"this processor has no {name}, or the package was installed without")
-    optimisers._functions.cache_clear()
-    found = None
-    if name is not None:
-        monkeypatch.setattr(optimisers, "KERNELS", (name,))
-        found = optimisers._functions()
-        optimisers._functions.cache_clear()
-    monkeypatch.setattr(optimisers, "_functions", lambda: found)
+    only(monkeypatch, optimisers, name, "_functions")
     if torchs is not None:
         monkeypatch.setattr(torchs, "step", refuse)
 

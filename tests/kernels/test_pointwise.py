@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.kernels.only import only
 from torch import Tensor
 from torch.nn import functional as F
 
 from cifarlab.kernels import dropout, own_kernels, pointwise
-from cifarlab.kernels.compiled import library
 
 CPU = torch.device("cpu")
 each_kind = pytest.mark.parametrize("name", pointwise.KERNELS)
@@ -19,15 +19,7 @@ FORMATS = (torch.contiguous_format, torch.channels_last)
 
 def use(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
     """These kernels alone, or none."""
-    if name is not None and library(name) is None:
-        pytest.skip(f"this processor has no {name}, or the package was installed without")
-    pointwise._functions.cache_clear()
-    found = None
-    if name is not None:
-        monkeypatch.setattr(pointwise, "KERNELS", (name,))
-        found = pointwise._functions()
-        pointwise._functions.cache_clear()
-    monkeypatch.setattr(pointwise, "_functions", lambda: found)
+    only(monkeypatch, pointwise, name, "_functions")
 
 
 def dropped(values: Tensor, rate: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.kernels.only import only
 from torch import Tensor, nn
 
 from cifarlab.kernels import own_kernels, pooling
-from cifarlab.kernels.compiled import library
 from cifarlab.models.layers import Dropout, LayerSequence
 
 CPU = torch.device("cpu")
@@ -22,14 +22,8 @@ SHAPES = st.tuples(st.integers(1, 4), st.sampled_from([16, 48]), st.integers(2, 
 @contextmanager
 def kernel(name: str | None, threads: int = 2) -> Iterator[None]:
     """This one alone, or none, whatever the size; within `own_kernels`."""
-    if name is not None and library(name) is None:
-        pytest.skip(f"this processor has no {name}, or the package was installed without")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pooling, "KERNELS", {} if name is None else {name: pooling.KERNELS[name]})
-        pooling._chosen.cache_clear()
-        found = pooling._chosen()
-        pooling._chosen.cache_clear()
-        patch.setattr(pooling, "_chosen", lambda: found)
+        only(patch, pooling, name, "_chosen")
         patch.setattr(pooling, "LEAST_VALUES", 0)
         patch.setattr(torch, "get_num_threads", lambda: threads)
         with own_kernels(CPU):

@@ -2,13 +2,17 @@
 
 import ctypes
 import hashlib
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from cifarlab.process import processor_field
 
 AVX2 = frozenset({"fma", "avx2"})  # as /proc/cpuinfo names them
 AVX512 = frozenset({"fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"})
+LANES = {"avx512": 16, "avx2": 8}  # floats of a vector
+PLANS_KEPT = 1024  # of each kind of call
 INSTRUCTIONS = {"avx512_bf16": AVX512 | {"avx512_bf16"}, "avx512": AVX512, "avx2": AVX2}
 
 
@@ -30,6 +34,19 @@ def functions_of(name: str, task: type[ctypes.Structure], *names: str) -> ctypes
     for function in () if functions is None else (getattr(functions, each) for each in names):
         function.argtypes, function.restype = [ctypes.POINTER(task)], ctypes.c_long
     return functions
+
+
+class Chosen(NamedTuple):
+    functions: ctypes.CDLL
+    lanes: int
+
+
+def first_of(names: Iterable[str], task: type[ctypes.Structure], *functions: str) -> Chosen | None:
+    """`functions_of` the first of the kernels `names` that there are, and the floats of their vectors."""
+    for name in names:
+        if (found := functions_of(name, task, *functions)) is not None:
+            return Chosen(found, LANES[name.split("-")[1]])
+    return None
 
 
 @cache

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cifarlab.kernels.compiled import library
 from cifarlab.kernels.winograd import GROUP, Kernels, chosen, gains, geometry, odd
@@ -14,10 +13,7 @@ from cifarlab.kernels.winograd import GROUP, Kernels, chosen, gains, geometry, o
 def convolve(
     images: Tensor, layer: nn.Conv2d, pool: nn.MaxPool2d | None = None, relu: nn.ReLU | None = None
 ) -> Tensor:
-    """relu(pool(layer(images))), without those that are None; one operation within `own_kernels`, where it gains and
-    the pool is of 2x2."""
-    if has_torch_function_unary(images):
-        return handle_torch_function(convolve, (images,), images, layer, pool, relu)
+    """relu(pool(layer(images))), without those that are None: see `run_operations`."""
     for following in (layer, pool, relu):
         images = images if following is None else following(images)
     return images
@@ -150,8 +146,8 @@ class _Convolution(torch.autograd.Function):
         shape = geometry(
             kernels, images.shape, weight.shape, weight.stride(), padding, pooled, relu, elu, threads
         )
-        output = _empty(shape.outputs, images.dtype)
-        marks = _empty(shape.outputs, torch.uint8) if shape.marked else None
+        output = empty_pictures(shape.outputs, images.dtype)
+        marks = empty_pictures(shape.outputs, torch.uint8) if shape.marked else None
         ctx.save_for_backward(images, weight, marks)
         ctx.geometry, ctx.bias_dtype = shape, None if bias is None else bias.dtype
         # Under autocast, as PyTorch's convolution is: of weights in bfloat16.
@@ -181,7 +177,7 @@ class _Convolution(torch.autograd.Function):
 def _images_gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, Any, Any]:
     """The tensor that the task will write, the task, and what has to be kept until it is done."""
     images, weight, marks = ctx.saved_tensors
-    of_images, weight = _empty(images.shape, images.dtype), weight.float()
+    of_images, weight = empty_pictures(images.shape, images.dtype), weight.float()
     task, memory = ctx.geometry.images_gradient.begin()
     task.x.values, task.x.marks, task.y.values = gradient.data_ptr(), _address(marks), of_images.data_ptr()
     task.weight = weight.data_ptr() + ctx.geometry.last_tap
@@ -201,8 +197,15 @@ def _gradients(ctx: Any, gradient: Tensor, *, with_images: bool) -> tuple[Tensor
     return of_images, of_weight.to(weight.dtype), of_bias
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def empty_pictures(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="cpu", memory_format=torch.channels_last)
+
+
+def empty_pooled(images: Tensor) -> tuple[Tensor, Tensor]:
+    """For the outputs of a 2x2 pool, and a byte of each that says where its gradient goes."""
+    n, channels, height, width = images.shape
+    shape = (n, channels, height // 2, width // 2)
+    return empty_pictures(shape, images.dtype), empty_pictures(shape, torch.uint8)
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -7,14 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from cifarlab.kernels.compiled import Phase, functions_of, parallel_region
+from cifarlab.kernels.compiled import PLANS_KEPT, Phase, first_of, parallel_region
 
 KERNELS = ("dense-avx512", "dense-avx2")  # the first that can run is taken
 LEAST_BATCH, MOST_BATCH = 4, 256  # for fewer, PyTorch fetches the weights as fast; most: see dense.c
 LEAST_MULTIPLICATIONS = 4_000_000  # of a batch, below which calling our kernels costs more than they gain
-PLANS_KEPT = 1024
 LARGEST_CACHED = 6 << 20  # bytes of a gradient that may stay in the caches until it is used
 
 
@@ -35,19 +33,17 @@ class _Task(ctypes.Structure):
 @cache
 def _functions() -> ctypes.CDLL | None:
     names = ("packed_floats", "workspace_floats", "forward", "backward")
-    found = (functions_of(kernels, _Task, *names) for kernels in KERNELS)
-    return next((functions for functions in found if functions is not None), None)
+    chosen = first_of(KERNELS, _Task, *names)
+    return None if chosen is None else chosen.functions
 
 
 def dense(values: Tensor, layer: nn.Linear, relu: nn.ReLU | None = None) -> Tensor:
-    """relu(layer(values)), or layer(values) if `relu` is None; one operation within `own_kernels`, where it gains."""
-    if has_torch_function_unary(values):
-        return handle_torch_function(dense, (values,), values, layer, relu)
+    """relu(layer(values)), or layer(values) if `relu` is None: see `run_operations`."""
     values = layer(values)
     return values if relu is None else relu(values)
 
 
-def own_dense(values: Tensor, layer: nn.Linear, relu: nn.ReLU | None) -> Tensor | None:
+def own_dense(values: Tensor, layer: nn.Linear, relu: nn.ReLU | None = None) -> Tensor | None:
     """`dense` by our kernels; None where those do not suit."""
     return own_linear(values, layer.weight, layer.bias, relu=relu is not None)
 

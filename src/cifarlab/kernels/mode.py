@@ -41,7 +41,8 @@ OWN: dict[Callable[..., Any], Callable[..., Any]] = {
 def run_operations(input: Tensor, operations: Sequence[tuple[Any, ...]]) -> Tensor:
     """Functions of one tensor, each with the arguments after it, one after the other.
 
-    Within `own_kernels` as a whole, so that PyTorch asks once what is in place of what, and not for each.
+    Within `own_kernels` each of ours (`convolve`, `dense`, ...) is one operation, where that gains. PyTorch asks once
+    for all of them what is in place of what.
     """
     if has_torch_function_unary(input):
         return handle_torch_function(run_operations, (input,), input, operations)

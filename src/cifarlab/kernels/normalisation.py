@@ -7,17 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from cifarlab.kernels.compiled import Phase, functions_of, parallel_region
-from cifarlab.kernels.convolution import is_pool_of_four, own_convolve
+from cifarlab.kernels.compiled import PLANS_KEPT, Chosen, Phase, first_of, parallel_region
+from cifarlab.kernels.convolution import empty_pooled, is_pool_of_four, own_convolve
 from cifarlab.kernels.pointwise import own_elu
 from cifarlab.kernels.replacing import Replacing
 
-KERNELS = {
-    "normalise-avx512": 16,
-    "normalise-avx2": 8,
-}  # channels come in whole ones; the first that can run is taken
+# Channels come in whole vectors; the first that can run is taken.
+KERNELS = ("normalise-avx512", "normalise-avx2")
 MOST_CHANNELS = 2048  # see normalise.c
 PARTS = 64  # likewise
 
@@ -38,19 +35,12 @@ class _Task(ctypes.Structure):
 
 
 @cache
-def _chosen() -> tuple[ctypes.CDLL, int] | None:
-    """The functions, and how many channels they take at once."""
-    for name, lanes in KERNELS.items():
-        if (functions := functions_of(name, _Task, "normalise", "normalise_gradient")) is not None:
-            return functions, lanes
-    return None
+def _chosen() -> Chosen | None:
+    return first_of(KERNELS, _Task, "normalise", "normalise_gradient")
 
 
 def normalise(images: Tensor, layer: nn.BatchNorm2d, pool: nn.MaxPool2d | None = None) -> Tensor:
-    """pool(layer(images)), or layer(images) if `pool` is None; one operation within `own_kernels`, where it gains and
-    the pool is of 2x2."""
-    if pool is not None and has_torch_function_unary(images):  # without it, `layer` itself is replaced
-        return handle_torch_function(normalise, (images,), images, layer, pool)
+    """pool(layer(images)), or layer(images) if `pool` is None: see `run_operations`."""
     images = layer(images)
     return images if pool is None else pool(images)
 
@@ -82,10 +72,8 @@ def convolve_and_normalise(
     norm: nn.BatchNorm2d,
     pool: nn.MaxPool2d | None = None,
 ) -> Tensor:
-    """pool(norm(elu(convolution(images)))), without the pool if it is None; two operations within `own_kernels`, where
-    they gain: the convolution does ELU, and the norm does ELU's gradient."""
-    if has_torch_function_unary(images):
-        return handle_torch_function(convolve_and_normalise, (images,), images, convolution, elu, norm, pool)
+    """pool(norm(elu(convolution(images)))), without the pool if it is None: see `run_operations`. Our kernels do ELU
+    with the convolution, and its gradient with the norm."""
     return normalise(elu(convolution(images)), norm, pool)
 
 
@@ -101,14 +89,8 @@ def own_convolve_and_normalise(
         elu.alpha == 1.0
         and norm.track_running_stats
         and not torch.is_autocast_enabled("cpu")
-        and _layer_suits(
-            convolution.out_channels,
-            norm.running_mean,
-            norm.running_var,
-            norm.weight,
-            norm.bias,
-            norm.training,
-        )
+        and norm.training
+        and _parts_suit(convolution.out_channels, norm.running_mean, norm.running_var, norm.weight, norm.bias)
     )
     values = own_convolve(images, convolution, elu=together)
     if values is None:
@@ -152,27 +134,25 @@ def _suits(
     *,
     pooled: bool,
 ) -> bool:
-    if values.dtype != torch.float32 or values.ndim not in (2, 4):
+    if not training or values.dtype != torch.float32 or values.ndim not in (2, 4):
         return False
     _, channels, *size = values.shape
     last = torch.channels_last if values.ndim == 4 else torch.contiguous_format
     return (
-        _layer_suits(channels, running_mean, running_var, weight, bias, training)
+        _parts_suit(channels, running_mean, running_var, weight, bias)
         and values.is_contiguous(memory_format=last)
         and values.numel() > channels
         and all(side > 0 and side % (1 + pooled) == 0 for side in size)
     )
 
 
-def _layer_suits(channels: int, *parts_and_training: Tensor | bool | None) -> bool:
-    *parts, training = parts_and_training
+def _parts_suit(channels: int, *parts: Tensor | None) -> bool:
     chosen = _chosen()
     return (
         chosen is not None
-        and bool(training)
-        and channels % chosen[1] == 0
+        and channels % chosen.lanes == 0
         and channels <= MOST_CHANNELS
-        and all(isinstance(part, Tensor) and _is_plain(part, channels) for part in parts)
+        and all(part is not None and _is_plain(part, channels) for part in parts)
     )
 
 
@@ -200,12 +180,10 @@ class _BatchNorm(torch.autograd.Function):
         pooled: bool,
         after_elu: bool,
     ) -> Tensor:
-        output, marks = torch.empty_like(values), None
         if pooled:
-            n, channels, height, width = values.shape
-            shape = (n, channels, height // 2, width // 2)
-            output = torch.empty(shape, dtype=values.dtype, device="cpu", memory_format=torch.channels_last)
-            marks = torch.empty_like(output, dtype=torch.uint8)
+            output, marks = empty_pooled(values)
+        else:
+            output, marks = torch.empty_like(values), None
         statistics = torch.empty(2 * len(weight), dtype=torch.float32, device="cpu")
         ctx.save_for_backward(values, weight, statistics, marks)
         ctx.epsilon, ctx.after_elu = epsilon, after_elu
@@ -232,7 +210,7 @@ class _BatchNorm(torch.autograd.Function):
 def _functions() -> ctypes.CDLL:
     chosen = _chosen()
     assert chosen is not None
-    return chosen[0]
+    return chosen.functions
 
 
 def _task(
@@ -255,7 +233,7 @@ def _task(
     return task, sums
 
 
-@lru_cache(1024)
+@lru_cache(PLANS_KEPT)
 def _kind_of_task(shape: torch.Size, pooled: bool, threads: int) -> _Task:
     """What is the same in every step: a copy costs less than a new one."""
     n, channels, *size = shape

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import _profiler_enabled  # pyright: ignore[reportPrivateImportUsage]
 from torch.autograd.graph import increment_version
 
-from cifarlab.kernels.compiled import functions_of, parallel_region
+from cifarlab.kernels.compiled import first_of, parallel_region
 
 KERNELS = ("optimise-avx512", "optimise-avx2")  # the first that can run is taken
 
@@ -49,8 +49,8 @@ class Numbers(NamedTuple):
 
 @cache
 def _functions() -> ctypes.CDLL | None:
-    found = (functions_of(name, _Task, "sgd", "rmsprop", "adam") for name in KERNELS)
-    return next((functions for functions in found if functions is not None), None)
+    chosen = first_of(KERNELS, _Task, "sgd", "rmsprop", "adam")
+    return None if chosen is None else chosen.functions
 
 
 class OwnStep(torch.optim.Optimizer):
@@ -116,27 +116,23 @@ class OwnStep(torch.optim.Optimizer):
         increment_version(changed)
         return True
 
-    def _options(self) -> list[Any]:
-        """That decide which state there is, and whether the rule is ours."""
+    def _options(self) -> tuple[list[Any], list[dict[str, str]]]:
+        """That decide whether the rule is ours, and the names of the state that there is in each group."""
         asked = [group.get(option) for group in self.param_groups for option in self.not_ours]
-        return [*asked, *(self.state_names(group) for group in self.param_groups)]
+        return asked, [self.state_names(group) for group in self.param_groups]
 
     def _new_plan(self) -> "_Plan | None":
         """None where our kernels do not suit."""
-        options = (group.get(option) for group in self.param_groups for option in self.not_ours)
+        asked, names = options = self._options()
         weights = (weight for group in self.param_groups for weight in group["params"])
-        if any(options) or not all(map(_is_dense, weights)):
+        if any(asked) or not all(map(_is_dense, weights)):
             return None
         parts = [
-            _Part(weight, number, self._state_of(weight, self.state_names(group)))
+            _Part(weight, number, self._state_of(weight, names[number]))
             for number, group in enumerate(self.param_groups)
             for weight in group["params"]
         ]
-        return (
-            _Plan(parts, self._options(), len(self.param_groups))
-            if all(part.suits() for part in parts)
-            else None
-        )
+        return _Plan(parts, options) if all(part.suits() for part in parts) else None
 
     def _state_of(self, weight: Tensor, names: dict[str, str]) -> dict[str, Tensor | None]:
         """By the names of optimise.c. It begins with the first gradient, as in PyTorch, and is None until then."""
@@ -171,7 +167,7 @@ class _Part(NamedTuple):
 class _Plan:
     """What stays as it is from step to step: where the tensors are."""
 
-    def __init__(self, parts: Sequence[_Part], options: list[Any], groups: int) -> None:
+    def __init__(self, parts: Sequence[_Part], options: tuple[list[Any], list[dict[str, str]]]) -> None:
         self.options = options
         self.weights = [part.weight for part in parts]
         self._strides = [weight.stride() for weight in self.weights]
@@ -180,7 +176,7 @@ class _Plan:
         self._places = [tensor.data_ptr() for tensor in self._tensors]
         self._rows = (_Weights * len(parts))(*map(_row, parts))
         self._gradients = (ctypes.c_void_p * len(parts))()
-        self._numbers = (ctypes.c_double * (groups * len(Numbers._fields)))()
+        self._numbers = (ctypes.c_double * (len(options[1]) * len(Numbers._fields)))()
         self._task = _Task(
             parallel=parallel_region(),
             tensors=len(parts),

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from cifarlab.kernels.compiled import functions_of, parallel_region
+from cifarlab.kernels.compiled import first_of, parallel_region
 
 ODDS = 65_536  # a value is dropped or not by 16 random bits
 KERNELS = ("pointwise-avx512", "pointwise-avx2")  # the first that can run is taken
@@ -31,8 +31,8 @@ class _Task(ctypes.Structure):
 
 @cache
 def _functions() -> ctypes.CDLL | None:
-    found = (functions_of(name, _Task, "dropout", "elu", "elu_gradient") for name in KERNELS)
-    return next((functions for functions in found if functions is not None), None)
+    chosen = first_of(KERNELS, _Task, "dropout", "elu", "elu_gradient")
+    return None if chosen is None else chosen.functions
 
 
 def dropout(values: Tensor, rate: float, seed: int | None = None) -> Tensor:
@@ -42,9 +42,7 @@ def dropout(values: Tensor, rate: float, seed: int | None = None) -> Tensor:
     global generator. The probability is exact to 1 / 65,536, and the division is by the probability that is used, so
     that the mean is kept exactly.
     """
-    if has_torch_function_unary(
-        values
-    ):  # which would be asked about every call and attribute of a tensor below
+    if has_torch_function_unary(values):  # would be asked about each call and attribute below
         return handle_torch_function(dropout, (values,), values, rate, seed)
     return _Dropout.apply(values, round(rate * ODDS), drawn_seed() if seed is None else seed)
 

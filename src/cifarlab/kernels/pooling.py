@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from cifarlab.kernels.compiled import functions_of, parallel_region
-from cifarlab.kernels.convolution import is_pool_of_four
+from cifarlab.kernels.compiled import Chosen, first_of, parallel_region
+from cifarlab.kernels.convolution import empty_pictures, empty_pooled, is_pool_of_four
 from cifarlab.kernels.pointwise import ODDS, drawn_seed
 
-KERNELS = {"pool-avx512": 16, "pool-avx2": 8}  # channels come in whole ones; the first that can run is taken
+KERNELS = ("pool-avx512", "pool-avx2")  # channels come in whole vectors; the first that can run is taken
 SQUARE = (2, (2, 2), [2, 2])
 LEAST_VALUES = 1 << 18  # of pictures, below which PyTorch's pool takes no longer than the call of ours
 
@@ -32,19 +31,12 @@ class _Task(ctypes.Structure):
 
 
 @cache
-def _chosen() -> tuple[ctypes.CDLL, int] | None:
-    """The functions, and how many channels they take at once."""
-    for name, lanes in KERNELS.items():
-        if (functions := functions_of(name, _Task, "pool", "pool_gradient")) is not None:
-            return functions, lanes
-    return None
+def _chosen() -> Chosen | None:
+    return first_of(KERNELS, _Task, "pool", "pool_gradient")
 
 
 def drop_and_pool(images: Tensor, layer: nn.Module, pool: nn.MaxPool2d) -> Tensor:
-    """pool(layer(images)), where `layer` is a Dropout; one operation within `own_kernels`, where it gains and the pool
-    is of 2x2."""
-    if has_torch_function_unary(images):
-        return handle_torch_function(drop_and_pool, (images,), images, layer, pool)
+    """pool(layer(images)), where `layer` is a Dropout: see `run_operations`."""
     return pool(layer(images))
 
 
@@ -79,7 +71,7 @@ def _suits(images: Tensor) -> bool:
         and images.dtype == torch.float32
         and images.ndim == 4
         and images.is_cpu
-        and images.shape[1] % chosen[1] == 0
+        and images.shape[1] % chosen.lanes == 0
         and min(images.shape[2:]) >= 2
         and images.numel() > 0
         and images.is_contiguous(memory_format=torch.channels_last)
@@ -94,11 +86,9 @@ class _DropoutPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, dropped: int, seed: int) -> Tensor:
-        n, channels, height, width = ctx.shape = images.shape
-        output = _empty((n, channels, height // 2, width // 2))
-        marks = torch.empty_like(output, dtype=torch.uint8)
+        output, marks = empty_pooled(images)
         ctx.save_for_backward(marks)
-        ctx.dropped = dropped
+        ctx.shape, ctx.dropped = images.shape, dropped
         _functions().pool(_task(images, output, marks, dropped, seed))
         return output
 
@@ -107,7 +97,7 @@ class _DropoutPool(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (marks,) = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        of_images = _empty(ctx.shape)
+        of_images = empty_pictures(ctx.shape, torch.float32)
         _functions().pool_gradient(_task(of_images, gradient, marks, ctx.dropped))
         return of_images, None, None
 
@@ -119,11 +109,7 @@ class _MaxPool(_DropoutPool):
 def _functions() -> ctypes.CDLL:
     chosen = _chosen()
     assert chosen is not None
-    return chosen[0]
-
-
-def _empty(shape: tuple[int, ...]) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
+    return chosen.functions
 
 
 def _task(images: Tensor, outputs: Tensor, marks: Tensor, dropped: int, seed: int = 0) -> _Task:

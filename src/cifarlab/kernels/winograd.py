@@ -12,7 +12,7 @@ from functools import cache, cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from cifarlab.kernels.compiled import Phase, functions_of, library, parallel_region
+from cifarlab.kernels.compiled import PLANS_KEPT, Phase, functions_of, library, parallel_region
 
 GROUP = 8  # channels come in whole ones: see winograd.c
 MOST_CHANNELS = 2048  # likewise
@@ -20,7 +20,6 @@ TILES_OF_A_PART = 64  # at least, of the gradient of the weights
 MOST_BYTES_OF_PARTS = 64 << 20
 LEAST_SAVING = 1.2  # multiplications of PyTorch's convolution over ours, below which the transforms cost more
 LEAST_TILES = 64  # of a batch, below which transforming the weights costs more
-PLANS_KEPT = 1024
 
 
 @dataclass(frozen=True)

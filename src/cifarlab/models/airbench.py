@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarlab.errors import UserError
-from cifarlab.kernels import convolve
+from cifarlab.kernels import convolve, run_operations
 from cifarlab.models.specs import Airbench
 
 WHITENED_PICTURES = 5_000  # that the whitening layer is computed from
@@ -72,7 +72,7 @@ class Group(nn.Module):
         self.activation = nn.GELU()
 
     def forward(self, images: Tensor) -> Tensor:
-        pooled = convolve(images, self.convs[0], self.pool)  # type: ignore[arg-type]
+        pooled = run_operations(images, [(convolve, self.convs[0], self.pool)])
         values = self.activation(self.norms[0](pooled))
         for index, (conv, norm) in enumerate(zip(self.convs[1:], self.norms[1:], strict=True), start=2):
             normed = norm(conv(values))

@@ -53,15 +53,8 @@ class LayerSequence(nn.Sequential):
     """nn.Sequential, with what our kernels do as one operation: a convolution, the 2x2 pool and the ReLU after it, or
     ELU and batch norm; a dense layer and the ReLU after it; batch norm or dropout and the 2x2 pool after it."""
 
-    planned: tuple[list[nn.Module], list[tuple[Any, ...]]] | None = (
-        None  # of the layers that there were last time
-    )
-
     def forward(self, input: Tensor) -> Tensor:
-        layers = list(self)
-        if self.planned is None or self.planned[0] != layers:
-            self.planned = layers, list(_operations(list(layers)))
-        return run_operations(input, self.planned[1])
+        return run_operations(input, list(_operations(list(self))))
 
 
 def _operations(layers: list[nn.Module]) -> Iterator[tuple[Any, ...]]:
