@@ -16,8 +16,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = Path(__file__).parent / "src/cifarlab/kernels"
 AVX2 = ("-mfma", "-mavx2", "-DLANES=8", "-DBF16=0")
-AVX512_BF16 = ("-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-DLANES=16")
-AVX512 = (*AVX512_BF16, "-DBF16=0")
+EITHER_AVX512 = ("-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-DLANES=16")
+AVX512, AVX512_BF16 = (*EITHER_AVX512, "-DBF16=0"), (*EITHER_AVX512, "-mavx512bf16", "-DBF16=1")
 SIZE_3, SIZE_5 = ("-DSIDE=6", "-DKERNEL=3"), ("-DSIDE=6", "-DKERNEL=5")
 KERNELS = {  # the source first
     "winograd-avx2-3x3": ("winograd.c", *AVX2, *SIZE_3),
@@ -28,8 +28,6 @@ KERNELS = {  # the source first
     "winograd-avx512_bf16-3x3": (
         "winograd.c",
         *AVX512_BF16,
-        "-mavx512bf16",
-        "-DBF16=1",
         "-DSIDE=4",
         "-DKERNEL=3",
     ),
@@ -37,6 +35,10 @@ KERNELS = {  # the source first
     "dense-avx512": ("dense.c", *AVX512),
     "normalise-avx2": ("normalise.c", *AVX2),
     "normalise-avx512": ("normalise.c", *AVX512),
+    "normalise-avx512_bf16": ("normalise.c", *AVX512_BF16),
+    "whiten-avx2": ("whiten.c", *AVX2),
+    "whiten-avx512": ("whiten.c", *AVX512),
+    "whiten-avx512_bf16": ("whiten.c", *AVX512_BF16),
     "pool-avx2": ("pool.c", *AVX2),
     "pool-avx512": ("pool.c", *AVX512, "-mprefer-vector-width=512"),
     "pointwise-avx2": ("pointwise.c", *AVX2),

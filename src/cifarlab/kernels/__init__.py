@@ -11,6 +11,7 @@ from cifarlab.kernels.mode import own_kernels, run_operations
 from cifarlab.kernels.normalisation import convolve_and_normalise, normalise
 from cifarlab.kernels.pointwise import dropout
 from cifarlab.kernels.pooling import drop_and_pool
+from cifarlab.kernels.whitening import whiten
 
 __all__ = [
     "convolve",
@@ -23,4 +24,5 @@ __all__ = [
     "normalise",
     "own_kernels",
     "run_operations",
+    "whiten",
 ]

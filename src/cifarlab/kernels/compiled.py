@@ -7,11 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from cifarlab.process import processor_field
 
 AVX2 = frozenset({"fma", "avx2"})  # as /proc/cpuinfo names them
 AVX512 = frozenset({"fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"})
-LANES = {"avx512": 16, "avx2": 8}  # floats of a vector
+LANES = {"avx512_bf16": 16, "avx512": 16, "avx2": 8}  # floats of a vector
 PLANS_KEPT = 1024  # of each kind of call
 INSTRUCTIONS = {"avx512_bf16": AVX512 | {"avx512_bf16"}, "avx512": AVX512, "avx2": AVX2}
 
@@ -47,6 +49,18 @@ def first_of(names: Iterable[str], task: type[ctypes.Structure], *functions: str
         if (found := functions_of(name, task, *functions)) is not None:
             return Chosen(found, LANES[name.split("-")[1]])
     return None
+
+
+def first_of_each_type(
+    names: Iterable[str], task: type[ctypes.Structure], *functions: str
+) -> dict[torch.dtype, Chosen]:
+    """`first_of` those for float32 and of those for bfloat16, where there are some."""
+    found = {}
+    for dtype, is_bfloat16 in ((torch.float32, False), (torch.bfloat16, True)):
+        of_type = [name for name in names if name.endswith("_bf16") == is_bfloat16]
+        if (chosen := first_of(of_type, task, *functions)) is not None:
+            found[dtype] = chosen
+    return found
 
 
 @cache

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from cifarlab.kernels.compiled import library
-from cifarlab.kernels.winograd import GROUP, Kernels, chosen, gains, geometry, odd
+from cifarlab.kernels.memory import empty
+from cifarlab.kernels.winograd import GROUP, Geometry, chosen, computed_in, gains, geometry, odd
 
 
 def convolve(
@@ -75,7 +76,7 @@ def own_conv2d(
 
     `elu` as for `own_convolve`.
     """
-    dtype = _dtype(input)
+    dtype = computed_in(input)
     size = weight.shape[2] if weight.ndim == 4 else 0
     kernels = chosen().get((dtype, odd(size) if padding == "same" else size))
     if kernels is None or [*_both(stride), *_both(dilation), groups] != [1, 1, 1, 1, 1]:
@@ -87,7 +88,11 @@ def own_conv2d(
         or not gains(kernels, input.shape, weight.shape, rows, pooled)
     ):
         return None
-    return _Convolution.apply(input.to(dtype), weight, bias, kernels, rows, pooled, relu, elu)
+    input = input.to(dtype)
+    shape = geometry(
+        kernels, input.shape, weight.shape, weight.stride(), rows, pooled, relu, elu, torch.get_num_threads()
+    )
+    return _Convolution.apply(input, weight, bias, shape)
 
 
 def _suits(images: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -117,13 +122,6 @@ def _are_of(dtype: torch.dtype, *tensors: Tensor | None) -> bool:
     return all(tensor is None or tensor.dtype == dtype for tensor in tensors)
 
 
-def _dtype(images: Tensor) -> torch.dtype:
-    """What a convolution would compute in."""
-    if torch.is_autocast_enabled("cpu") and images.dtype != torch.float64:
-        return torch.get_autocast_dtype("cpu")
-    return images.dtype
-
-
 class _Convolution(torch.autograd.Function):
     """conv2d of (N, C, H, W) in channels_last; and max_pool2d by 2x2, if `pooled`, and then ReLU, if `relu`.
 
@@ -136,18 +134,10 @@ class _Convolution(torch.autograd.Function):
         images: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        kernels: Kernels,
-        padding: int,
-        pooled: bool,
-        relu: bool,
-        elu: bool,
+        shape: Geometry,
     ) -> Tensor:
-        threads = torch.get_num_threads()
-        shape = geometry(
-            kernels, images.shape, weight.shape, weight.stride(), padding, pooled, relu, elu, threads
-        )
-        output = empty_pictures(shape.outputs, images.dtype)
-        marks = empty_pictures(shape.outputs, torch.uint8) if shape.marked else None
+        output = empty(shape.outputs, images.dtype)
+        marks = empty(shape.outputs, torch.uint8) if shape.marked else None
         ctx.save_for_backward(images, weight, marks)
         ctx.geometry, ctx.bias_dtype = shape, None if bias is None else bias.dtype
         # Under autocast, as PyTorch's convolution is: of weights in bfloat16.
@@ -155,8 +145,8 @@ class _Convolution(torch.autograd.Function):
         bias = None if bias is None else bias.float()
         task, _memory = shape.forward.begin()
         task.x.values, task.weight = images.data_ptr(), rounded.data_ptr()
-        task.y.values, task.y.marks, task.bias = output.data_ptr(), _address(marks), _address(bias)
-        library(kernels.name).convolve(task)  # type: ignore[union-attr]
+        task.y.values, task.y.marks, task.bias = output.data_ptr(), address(marks), address(bias)
+        library(shape.kernels.name).convolve(task)  # type: ignore[union-attr]
         return output
 
     @staticmethod
@@ -164,49 +154,51 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         wants_images, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         gradient = gradient.contiguous(memory_format=torch.channels_last)
+        images, weight, marks = ctx.saved_tensors  # once: `images` may be computed again
         of_images = of_weight = of_bias = None
         if wants_images and not (wants_weight or wants_bias):
-            of_images, task, _memory = _images_gradient(ctx, gradient)
+            of_images, task, _memory = _images_gradient(ctx.geometry, images, weight, marks, gradient)
             library(ctx.geometry.kernels.name).convolve(task)  # type: ignore[union-attr]
         elif wants_weight or wants_bias:
-            of_images, of_weight, of_bias = _gradients(ctx, gradient, with_images=wants_images)
+            of_images, of_weight, of_bias = _gradients(
+                ctx.geometry, images, weight, marks, gradient, with_images=wants_images
+            )
             of_bias = of_bias.to(ctx.bias_dtype) if wants_bias else None
-        return of_images, of_weight, of_bias, None, None, None, None, None
+        return of_images, of_weight, of_bias, None
 
 
-def _images_gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, Any, Any]:
+def _images_gradient(
+    shape: Geometry, images: Tensor, weight: Tensor, marks: Tensor | None, gradient: Tensor
+) -> tuple[Tensor, Any, Any]:
     """The tensor that the task will write, the task, and what has to be kept until it is done."""
-    images, weight, marks = ctx.saved_tensors
-    of_images, weight = empty_pictures(images.shape, images.dtype), weight.float()
-    task, memory = ctx.geometry.images_gradient.begin()
-    task.x.values, task.x.marks, task.y.values = gradient.data_ptr(), _address(marks), of_images.data_ptr()
-    task.weight = weight.data_ptr() + ctx.geometry.last_tap
+    of_images, weight = empty(images.shape, images.dtype), weight.float()
+    task, memory = shape.images_gradient.begin()
+    task.x.values, task.x.marks, task.y.values = gradient.data_ptr(), address(marks), of_images.data_ptr()
+    task.weight = weight.data_ptr() + shape.last_tap
     return of_images, task, (memory, weight)
 
 
-def _gradients(ctx: Any, gradient: Tensor, *, with_images: bool) -> tuple[Tensor | None, Tensor, Tensor]:
+def _gradients(
+    shape: Geometry,
+    images: Tensor,
+    weight: Tensor,
+    marks: Tensor | None,
+    gradient: Tensor,
+    *,
+    with_images: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
     """Of images, weight and bias (float32)."""
-    images, weight, marks = ctx.saved_tensors
     of_weight = torch.empty_like(weight, dtype=torch.float32)
     of_bias = torch.empty(len(weight), dtype=torch.float32, device="cpu")
-    task, _memory = ctx.geometry.weight_gradient.begin()
+    task, _memory = shape.weight_gradient.begin()
     task.x.values, task.weight, task.bias = images.data_ptr(), of_weight.data_ptr(), of_bias.data_ptr()
-    task.y.values, task.y.marks = gradient.data_ptr(), _address(marks)
-    of_images, beside, _kept = _images_gradient(ctx, gradient) if with_images else (None, None, None)
-    library(ctx.geometry.kernels.name).gradients(task, beside)  # type: ignore[union-attr]
+    task.y.values, task.y.marks = gradient.data_ptr(), address(marks)
+    of_images = beside = _kept = None
+    if with_images:
+        of_images, beside, _kept = _images_gradient(shape, images, weight, marks, gradient)
+    library(shape.kernels.name).gradients(task, beside)  # type: ignore[union-attr]
     return of_images, of_weight.to(weight.dtype), of_bias
 
 
-def empty_pictures(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="cpu", memory_format=torch.channels_last)
-
-
-def empty_pooled(images: Tensor) -> tuple[Tensor, Tensor]:
-    """For the outputs of a 2x2 pool, and a byte of each that says where its gradient goes."""
-    n, channels, height, width = images.shape
-    shape = (n, channels, height // 2, width // 2)
-    return empty_pictures(shape, images.dtype), empty_pictures(shape, torch.uint8)
-
-
-def _address(tensor: Tensor | None) -> int | None:
+def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()

@@ -75,6 +75,17 @@ INLINE vector load(const void *p) {
     return v;
 }
 
+/* Of the pictures' type */
+INLINE vector load_elements(const element *from) {
+#if BF16
+    elements e;
+    memcpy(&e, from, sizeof e);
+    return (vector)(__builtin_convertvector(e, bits) << 16);
+#else
+    return load(from);
+#endif
+}
+
 /* The first `count` of a vector, then zeros */
 INLINE vector load_first(const float *from, long count) {
     vector v = {0};
@@ -96,6 +107,11 @@ INLINE elements narrow(vector v) { /* to the pictures' type, to the nearest */
 #else
     return v;
 #endif
+}
+
+INLINE void store_elements(element *to, vector v) {
+    elements e = narrow(v);
+    memcpy(to, &e, sizeof e);
 }
 
 INLINE vector chosen(bits mask, vector v, vector otherwise) {
@@ -134,6 +150,31 @@ INLINE vector elu_of(vector x) { return chosen((bits)(x <= 0.0f), less_than_expo
 
 /* The derivative of ELU, from what it gave */
 INLINE vector elu_slope(vector y) { return chosen((bits)(y <= 0.0f), y + 1.0f, (vector){0} + 1.0f); }
+
+/* The probability that a standard normal variable is below x, to 1e-7 (M. Abramowitz and I. Stegun, "Handbook of
+ * Mathematical Functions", 1964, 7.1.26), and its density there */
+INLINE vector normal_below(vector x, vector *density) {
+    vector exponential = less_than_exponential(-0.5f * x * x) + 1.0f;
+    vector t = 1.0f / ((vector)((bits)x & 0x7FFFFFFF) * 0.231641888f + 1.0f);
+    vector p = t * 0.530702715f - 0.726576014f;
+    p = p * t + 0.710706871f;
+    p = p * t - 0.142248368f;
+    p = p * t + 0.127414796f;
+    vector beyond = p * t * exponential; /* |x|, on its side of 0 */
+    *density = exponential * 0.398942280f;
+    return chosen((bits)(x < 0.0f), beyond, 1.0f - beyond);
+}
+
+INLINE vector gelu_of(vector x) {
+    vector density;
+    return x * normal_below(x, &density);
+}
+
+/* The derivative of GELU at x */
+INLINE vector gelu_slope(vector x) {
+    vector density, below = normal_below(x, &density);
+    return below + x * density;
+}
 
 /* From the first value of a 2x2 square in (H, W, C) to that of its pixel `i` */
 INLINE long in_square(long w, long channels, int i) { return (i / 2 * w + i % 2) * channels; }

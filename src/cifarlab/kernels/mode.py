@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from cifarlab.kernels.again import computed_again
 from cifarlab.kernels.compiled import kernels_here
 from cifarlab.kernels.convolution import convolve, own_conv2d, own_convolve
 from cifarlab.kernels.dense_layer import dense, own_dense, own_linear
@@ -22,6 +23,7 @@ from cifarlab.kernels.normalisation import (
 from cifarlab.kernels.pointwise import own_elu
 from cifarlab.kernels.pooling import drop_and_pool, own_drop_and_pool, own_max_pool2d
 from cifarlab.kernels.replacing import Replacing
+from cifarlab.kernels.whitening import own_whiten, whiten
 
 # Each takes the arguments of the other, and returns None where they do not suit it.
 OWN: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -35,6 +37,7 @@ OWN: dict[Callable[..., Any], Callable[..., Any]] = {
     F.elu: own_elu,
     F.max_pool2d: own_max_pool2d,
     drop_and_pool: own_drop_and_pool,
+    whiten: own_whiten,
 }
 
 
@@ -53,13 +56,17 @@ def run_operations(input: Tensor, operations: Sequence[tuple[Any, ...]]) -> Tens
 
 def _own_operations(input: Tensor, operations: Sequence[tuple[Any, ...]]) -> Tensor:
     for operation, *arguments in operations:
-        if (replacement := OWN.get(operation)) is None:
-            with Replacing(OWN):
-                input = operation(input, *arguments)
-        else:
-            result = replacement(input, *arguments)
-            input = operation(input, *arguments) if result is None else result
+        with computed_again(input):
+            input = _own_operation(operation, input, *arguments)
     return input
+
+
+def _own_operation(operation: Callable[..., Tensor], input: Tensor, *arguments: Any) -> Tensor:
+    if (replacement := OWN.get(operation)) is None:
+        with Replacing(OWN):
+            return operation(input, *arguments)
+    result = replacement(input, *arguments)
+    return operation(input, *arguments) if result is None else result
 
 
 OWN[run_operations] = _own_operations

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from cifarlab.kernels.compiled import Chosen, first_of, parallel_region
-from cifarlab.kernels.convolution import empty_pictures, empty_pooled, is_pool_of_four
+from cifarlab.kernels.convolution import is_pool_of_four
+from cifarlab.kernels.memory import empty, empty_pooled
 from cifarlab.kernels.pointwise import ODDS, drawn_seed
 
 KERNELS = ("pool-avx512", "pool-avx2")  # channels come in whole vectors; the first that can run is taken
@@ -97,7 +98,7 @@ class _DropoutPool(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (marks,) = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        of_images = empty_pictures(ctx.shape, torch.float32)
+        of_images = empty(ctx.shape, torch.float32)
         _functions().pool_gradient(_task(of_images, gradient, marks, ctx.dropped))
         return of_images, None, None
 

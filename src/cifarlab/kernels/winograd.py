@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cifarlab.kernels.compiled import PLANS_KEPT, Phase, functions_of, library, parallel_region
+from cifarlab.kernels.memory import empty
 
 GROUP = 8  # channels come in whole ones: see winograd.c
 MOST_CHANNELS = 2048  # likewise
@@ -95,7 +96,7 @@ class Plan:
 
     def begin(self) -> tuple[_Task, Tensor]:
         """A task, and the memory that it has the addresses of, to be kept until it is done."""
-        memory = torch.empty(self.memory_bytes, dtype=torch.uint8, device="cpu")
+        memory = empty((self.memory_bytes,), torch.uint8)
         task, address = _Task.from_buffer_copy(self.task), memory.data_ptr()
         for name, offset in self.offsets:
             setattr(task, name, address + offset)
@@ -251,3 +252,10 @@ def saving(kernels: Kernels, height: int, width: int, padding: int = 1) -> float
         outputs = range(side + 2 * padding - kernels.kernel_size + 1)
         taps *= sum(min(y - padding + kernels.kernel_size, side) - max(y - padding, 0) for y in outputs)
     return taps / (kernels.side**2 * _tiles(kernels, height, width, padding))
+
+
+def computed_in(images: Tensor) -> torch.dtype:
+    """The type in which a convolution of `images` is computed."""
+    if torch.is_autocast_enabled("cpu") and images.dtype != torch.float64:
+        return torch.get_autocast_dtype("cpu")
+    return images.dtype

@@ -1,12 +1,13 @@
 """The networks of cifar10-airbench (K. Jordan, arXiv 2404.00498): see `cifarlab.models.specs.Airbench`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cifarlab.errors import UserError
-from cifarlab.kernels import convolve, run_operations
+from cifarlab.kernels import convolve, normalise, run_operations, whiten
 from cifarlab.models.specs import Airbench
 
 WHITENED_PICTURES = 5_000  # that the whitening layer is computed from
@@ -71,13 +72,16 @@ class Group(nn.Module):
         self.norms = nn.ModuleList(BiasBatchNorm2d(filters) for _ in range(convolutions))
         self.activation = nn.GELU()
 
-    def forward(self, images: Tensor) -> Tensor:
-        pooled = run_operations(images, [(convolve, self.convs[0], self.pool)])
-        values = self.activation(self.norms[0](pooled))
-        for index, (conv, norm) in enumerate(zip(self.convs[1:], self.norms[1:], strict=True), start=2):
-            normed = norm(conv(values))
-            values = self.activation(normed + values if index == 3 else normed)
-        return values
+    def operations(self) -> Iterator[tuple[Any, ...]]:
+        yield convolve, self.convs[0], self.pool
+        yield normalise, self.norms[0], None, self.activation
+        yield convolve, self.convs[1]
+        yield normalise, self.norms[1], None, self.activation
+        if len(self.convs) == 3:
+            yield (self._third,)
+
+    def _third(self, values: Tensor) -> Tensor:
+        return self.activation(self.norms[2](self.convs[2](values)) + values)
 
 
 class AirbenchNet(nn.Module):
@@ -97,9 +101,10 @@ class AirbenchNet(nn.Module):
             self.head.weight /= self.head.weight.std()
 
     def forward(self, images: Tensor) -> Tensor:
-        values = self.whiten_activation(self.whiten(images))
+        operations: list[tuple[Any, ...]] = [(whiten, self.whiten, self.whiten_activation)]
         for group in self.groups:
-            values = group(values)
+            operations += group.operations()
+        values = run_operations(images, operations)
         features = self.pool(values).flatten(1)
         return self.head(features) / features.shape[1]
 

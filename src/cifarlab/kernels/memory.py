@@ -1,0 +1,84 @@
+"""Memory of large outputs, taken again once they are freed.
+
+Returned to the system, as malloc does, every step gets it back page by page and filled with zeros, which is a tenth of
+a training with large batches; kept by malloc, small blocks between the large ones keep it from fitting again.
+"""
+
+import ctypes
+import math
+import mmap
+import os
+import weakref
+from bisect import insort
+from collections import deque
+from functools import cache
+
+import torch
+from torch import Tensor
+
+LEAST_BYTES = 16 << 20  # of an output; malloc keeps smaller ones: see `keep_freed_memory` in cifarlab.process
+PAGE_BYTES = 2 << 20  # a huge one
+_MAP_NORESERVE = 0x4000  # of Linux's mman.h: pages are counted when they are written
+
+
+class Arena:
+    """Addresses for blocks, in the smallest gap that fits; pages of it are there once they were written."""
+
+    def __init__(self, size: int) -> None:
+        self.memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        self.memory.madvise(mmap.MADV_HUGEPAGE)
+        self.gaps = [(0, size)]  # beginning and end, in order
+        self.freed: deque[tuple[int, int]] = deque()  # by any thread, at any time
+
+    def block(self, size: int) -> ctypes.Array[ctypes.c_char] | None:
+        """As many bytes, until nothing refers to them any more; None if there is no room."""
+        self._close_gaps()
+        whole = -(-size // PAGE_BYTES) * PAGE_BYTES
+        fitting = [gap for gap in self.gaps if gap[1] - gap[0] >= whole]
+        if not fitting:
+            return None
+        begin, end = min(fitting, key=lambda gap: gap[1] - gap[0])
+        self.gaps.remove((begin, end))
+        if begin + whole < end:
+            insort(self.gaps, (begin + whole, end))
+        block = (ctypes.c_char * size).from_buffer(self.memory, begin)
+        weakref.finalize(block, self.freed.append, (begin, begin + whole)).atexit = False
+        return block
+
+    def _close_gaps(self) -> None:
+        while self.freed:
+            insort(self.gaps, self.freed.popleft())
+        joined = self.gaps[:1]
+        for begin, end in self.gaps[1:]:
+            if begin == joined[-1][1]:
+                joined[-1] = joined[-1][0], end
+            else:
+                joined.append((begin, end))
+        self.gaps = joined
+
+
+@cache
+def _arena() -> Arena | None:
+    """As large as the machine's memory; None where the system does not want to."""
+    try:
+        return Arena(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // PAGE_BYTES * PAGE_BYTES)
+    except (OSError, ValueError):
+        return None
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Of four dimensions in channels_last."""
+    size, arena = math.prod(shape) * dtype.itemsize, _arena()
+    last = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    if size < LEAST_BYTES or arena is None or (block := arena.block(size)) is None:
+        return torch.empty(shape, dtype=dtype, device="cpu", memory_format=last)
+    storage = torch.frombuffer(block, dtype=torch.uint8).untyped_storage()
+    strides = torch.empty(shape, device="meta", memory_format=last).stride()
+    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape, strides)
+
+
+def empty_pooled(images: Tensor) -> tuple[Tensor, Tensor]:
+    """For the outputs of a 2x2 pool, and a byte of each that says where its gradient goes."""
+    n, channels, height, width = images.shape
+    shape = (n, channels, height // 2, width // 2)
+    return empty(shape, images.dtype), empty(shape, torch.uint8)
