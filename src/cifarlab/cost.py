@@ -18,7 +18,7 @@ from cifarlab.features import cacheable_front, cacheable_layers, sample
 from cifarlab.job import Job, new_average, new_optimizer
 from cifarlab.models import describe_model
 from cifarlab.run import Run
-from cifarlab.training import VALIDATION_BATCH, predict_logits, train_step, training_tensors
+from cifarlab.training import judged_at_once, predict_logits, train_step, training_tensors
 from cifarlab.transfer import freeze_for_epoch, frozen_layers
 
 LONG_ENOUGH_SECONDS = 5.0  # of measuring, for each size of pictures
@@ -147,7 +147,7 @@ def _validation_seconds(job: Job) -> float:
     if job.validation is None:
         return 0.0
     images, labels = job.validation
-    few = min(VALIDATION_BATCH, len(labels))
+    few = min(judged_at_once(job.device), len(labels))
     predict_logits(job.judged_network, job.stream.prepare, images[:few])
     _synchronise(job.device)
     began = time.perf_counter()

@@ -39,12 +39,13 @@ class Preparation:
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 or float (N, 3, H, W) in 0..255 -> float32 (N, 3, H, W), same device and memory format."""
-        images = images.float()
+        images = images.to(torch.float32, copy=True)  # changed in place, and float pictures are the caller's
         if self.channel_order == "bgr":
             images = images.flip(1)
         if any(self.mean):
-            images = images - _per_channel(self.mean, images)
-        return images / _per_channel(self.std, images)  # not in place: float pictures are the caller's
+            images -= _per_channel(self.mean, images)
+        images /= _per_channel(self.std, images)
+        return images
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Preparation":

@@ -42,7 +42,8 @@ from cifarlab.writers import Writers, check_writers, open_writers
 REPORT_SECONDS = 0.2  # between two reports of steps; also how often the loss is looked at
 SAVE_SECONDS = 300.0  # between two saves within an epoch
 CURVES_SECONDS = 30.0  # between two drawings of the learning curves
-VALIDATION_BATCH = 500  # pictures
+JUDGED_AT_ONCE = 500  # pictures of validation and tests
+JUDGED_AT_ONCE_BY_CPU = 100  # where more would be no faster, and take memory
 STEPS_JUDGED_TOGETHER = 64
 SEEDS_AT_ONCE = 256  # steps whose dropout's seeds are derived together
 
@@ -373,11 +374,16 @@ def predict_logits(model: nn.Module, prepare: Callable[[Tensor], Tensor], images
     model.eval()
     try:
         with torch.inference_mode():
-            batches = images.split(VALIDATION_BATCH)
+            batches = images.split(judged_at_once(images.device))
             return torch.cat([model(prepare(batch.permute(0, 3, 1, 2))) for batch in batches])
     finally:
         for layer in training:
             layer.training = True
+
+
+def judged_at_once(device: torch.device) -> int:
+    """Pictures."""
+    return JUDGED_AT_ONCE_BY_CPU if device.type == "cpu" else JUDGED_AT_ONCE
 
 
 def _check_finite(job: Job, run: Run, loss: float, step: int, rows: list[Row]) -> None:

@@ -14,7 +14,7 @@ from cifarlab.models.layers import BiasedBatchNorm2d, LayerSequence
 
 CPU = torch.device("cpu")
 each_kind = pytest.mark.parametrize("name", normalisation.KERNELS)
-needs_kernels = pytest.mark.skipif(normalisation._chosen() is None, reason="no kernels")
+needs_kernels = pytest.mark.skipif(not normalisation._chosen(), reason="no kernels")
 
 
 def use(patch: pytest.MonkeyPatch, name: str) -> None:

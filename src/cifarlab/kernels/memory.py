@@ -16,7 +16,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-LEAST_BYTES = 16 << 20  # of an output; malloc keeps smaller ones: see `keep_freed_memory` in cifarlab.process
+LEAST_BYTES = 4 << 20  # of an output: two huge pages; smaller ones are malloc's
 PAGE_BYTES = 2 << 20  # a huge one
 _MAP_NORESERVE = 0x4000  # of Linux's mman.h: pages are counted when they are written
 

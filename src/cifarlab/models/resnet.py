@@ -15,7 +15,7 @@ class BasicBlock(nn.Module):
         self.norm1 = nn.BatchNorm2d(filters)
         self.conv2 = nn.Conv2d(filters, filters, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(filters)
-        self.activation = nn.ReLU()
+        self.activation = nn.ReLU(inplace=True)
         self.shortcut = nn.Sequential()
         if stride != 1 or channels != filters:
             projection = nn.Conv2d(channels, filters, 1, stride, bias=False)
@@ -23,7 +23,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         values = self.activation(self.norm1(self.conv1(images)))
-        return self.activation(self.norm2(self.conv2(values)) + self.shortcut(images))
+        values = self.norm2(self.conv2(values))
+        values += self.shortcut(images)
+        return self.activation(values)
 
 
 class ResidualNet(nn.Module):
@@ -32,7 +34,7 @@ class ResidualNet(nn.Module):
         width = spec.widths[0]
         self.stem = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(width)
-        self.activation = nn.ReLU()
+        self.activation = nn.ReLU(inplace=True)
         self.stages = nn.ModuleList()
         for stage, (filters, blocks) in enumerate(zip(spec.widths, spec.blocks, strict=True)):
             strides = [2 if stage else 1] + [1] * (blocks - 1)
