@@ -10,6 +10,7 @@ from tests.kernels.only import only
 from torch import Tensor, nn
 
 from cifarlab.kernels import normalisation, normalise, own_kernels, run_operations
+from cifarlab.models.airbench import BiasBatchNorm2d
 from cifarlab.models.layers import BiasedBatchNorm2d, LayerSequence
 
 CPU = torch.device("cpu")
@@ -22,11 +23,14 @@ def use(patch: pytest.MonkeyPatch, name: str) -> None:
     only(patch, normalisation, name, "_chosen")
 
 
-def results(layer: nn.Module, images: Tensor, gradient: Tensor, *, pooled: bool) -> dict[str, Tensor]:
+def results(
+    layer: nn.Module, images: Tensor, gradient: Tensor, *, pooled: bool, gelu: bool = False
+) -> dict[str, Tensor]:
     """The output, all gradients, and what the layer keeps."""
-    layer = copy.deepcopy(layer).to(images.dtype)
+    layer = copy.deepcopy(layer).to(torch.promote_types(images.dtype, torch.float32))
     images = images.clone(memory_format=torch.preserve_format).requires_grad_()
-    output = run_operations(images * 1, [(normalise, layer, nn.MaxPool2d(2) if pooled else None)])  # type: ignore[arg-type]
+    following = nn.MaxPool2d(2) if pooled else None, nn.GELU() if gelu else None
+    output = run_operations(images * 1, [(normalise, layer, *following)])
     output.backward(gradient.to(images.dtype))
     gradients = {name: part.grad for name, part in layer.named_parameters()} | {"images": images.grad}
     return {
@@ -43,8 +47,8 @@ def results(layer: nn.Module, images: Tensor, gradient: Tensor, *, pooled: bool)
     channels=st.sampled_from((16, 48, 64, 128)),
     height=st.integers(1, 9),
     width=st.integers(1, 9),
-    kind=st.sampled_from((nn.BatchNorm2d, BiasedBatchNorm2d, nn.BatchNorm1d)),
-    pooled=st.booleans(),
+    kind=st.sampled_from((nn.BatchNorm2d, BiasedBatchNorm2d, BiasBatchNorm2d, nn.BatchNorm1d)),
+    following=st.sampled_from(("", "pool", "gelu")),
     mean=st.sampled_from((0.0, 3.0)),
     seed=st.integers(0, 2**31),
     threads=st.integers(1, 3),
@@ -56,32 +60,37 @@ def test_results_are_pytorchs_but_for_rounding(
     height: int,
     width: int,
     kind: type[nn.Module],
-    pooled: bool,
+    following: str,
     mean: float,
     seed: int,
     threads: int,
 ) -> None:
     torch.manual_seed(seed)
-    shape = (n + 1, channels, height, width)
+    shape, pooled, gelu = (n + 1, channels, height, width), following == "pool", following == "gelu"
     if kind is nn.BatchNorm1d:
         shape, pooled = shape[:2], False
     elif pooled:
         shape = (*shape[:2], 2 * height, 2 * width)
-    layer = kind(channels, momentum=0.2, eps=1e-3)
-    nn.init.normal_(layer.weight)  # type: ignore[arg-type]  # negative ones too: the largest is another one then
-    nn.init.normal_(layer.bias)  # type: ignore[arg-type]
-    images = torch.randn(shape) + mean
+    layer = kind(channels)
+    layer.momentum, layer.eps = 0.2, 1e-3  # type: ignore[assignment]
+    for part in layer.parameters():
+        nn.init.normal_(part)  # negative weights too: the largest is another one then
+    dtype = torch.bfloat16 if name.endswith("bf16") else torch.float32
+    images = (torch.randn(shape) + mean).to(dtype)
     if len(shape) == 4:
         images = images.to(memory_format=torch.channels_last)
     gradient = torch.randn(shape[0], channels, height, width) if pooled else torch.randn(shape)
-    exact = results(layer, images.double(), gradient, pooled=pooled)
+    gradient = gradient.to(dtype)
+    exact = results(layer, images.double(), gradient, pooled=pooled, gelu=gelu)
     with pytest.MonkeyPatch.context() as patch, own_kernels(CPU):
         use(patch, name)
         patch.setattr(torch, "get_num_threads", lambda: threads)
-        ours = results(layer, images, gradient, pooled=pooled)
+        ours = results(layer, images, gradient, pooled=pooled, gelu=gelu)
+    assert ours["output"].dtype == ours["gradient of images"].dtype == dtype
     for part, wanted in exact.items():
         wanted, found = wanted.double(), ours[part].double()  # one of them is a count
-        assert (found - wanted).norm() <= 1e-4 * max(wanted.norm(), 1), part
+        rounding = 5e-3 if ours[part].dtype == torch.bfloat16 else 1e-4
+        assert (found - wanted).norm() <= rounding * max(wanted.norm(), 1), part
         assert (
             found.is_contiguous(memory_format=torch.channels_last)
             if found.ndim == 4
@@ -132,17 +141,18 @@ def test_a_pixel_far_from_the_others_costs_no_digits(outlier: float) -> None:
 
 
 @each_kind
-@pytest.mark.parametrize("pooled", [False, True])
-def test_threads_change_nothing(name: str, pooled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("pooled", "gelu"), [(False, False), (True, False), (False, True)])
+def test_threads_change_nothing(name: str, pooled: bool, gelu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, name)
     torch.manual_seed(0)
     images = torch.randn(40, 96, 12, 12).to(memory_format=torch.channels_last)
+    images = images.bfloat16() if name.endswith("bf16") else images
     gradient = torch.randn(40, 96, 12 // (1 + pooled), 12 // (1 + pooled))
     found = []
     for threads in (1, 2, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         with own_kernels(CPU):
-            found.append(results(nn.BatchNorm2d(96), images, gradient, pooled=pooled))
+            found.append(results(nn.BatchNorm2d(96), images, gradient, pooled=pooled, gelu=gelu))
     for part in found[0]:
         assert torch.equal(found[0][part], found[1][part]) and torch.equal(found[0][part], found[2][part])
 
@@ -165,8 +175,8 @@ def test_numbers_that_are_not_finite_stay_so() -> None:
     for value in (torch.nan, torch.inf):
         images[1, 5, 3, 3] = value
         with own_kernels(CPU):
-            for pool in (None, nn.MaxPool2d(2)):
-                output = run_operations(images, [(normalise, nn.BatchNorm2d(16), pool)])
+            for following in ((None,), (nn.MaxPool2d(2),), (None, nn.GELU())):
+                output = run_operations(images, [(normalise, nn.BatchNorm2d(16), *following)])
                 assert output[:, 5].isnan().any() and output[:, :5].isfinite().all()
                 assert output[:, 5].isnan().all() or value == torch.inf
 
@@ -233,3 +243,35 @@ def test_a_sequence_pools_with_the_norm_where_pictures_have_even_sides() -> None
         torch.testing.assert_close(copy.deepcopy(layers)(odd), expected[1])
         pool.register_forward_hook(lambda *_: pytest.fail("pooled apart"))
         torch.testing.assert_close(layers(even), expected[0])
+
+
+@needs_kernels
+def test_gelu_is_computed_with_the_norm_or_after_it() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(2, 16, 6, 6).to(memory_format=torch.channels_last)
+    pool, gelu, approximate = nn.MaxPool2d(2), nn.GELU(), nn.GELU("tanh")
+    for following, function in (
+        ((None, gelu), "_BatchNormBackward"),
+        ((None, approximate), "GeluBackward0"),
+        ((pool, gelu), "GeluBackward0"),
+    ):
+        layer = nn.BatchNorm2d(16)
+        expected = run_operations(images, [(normalise, copy.deepcopy(layer), *following)])
+        with own_kernels(CPU):
+            found = run_operations(images, [(normalise, layer, *following)])
+        assert type(found.grad_fn).__name__ == function
+        torch.testing.assert_close(found, expected)
+
+
+@each_kind
+def test_gelu_is_as_exact_as_its_type_far_from_zero_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, name)
+    dtype = torch.bfloat16 if name.endswith("bf16") else torch.float32
+    layer = nn.BatchNorm2d(16)
+    layer.weight.data.fill_(3.0)
+    images = torch.linspace(-4, 4, 1000).repeat_interleave(16).view(1000, 1, 1, 16).permute(0, 3, 1, 2)
+    images = images.to(dtype).to(memory_format=torch.channels_last).requires_grad_()
+    expected = nn.functional.gelu(copy.deepcopy(layer).double()(images.double()))
+    with own_kernels(CPU):
+        found = run_operations(images * 1, [(normalise, layer, None, nn.GELU())])
+    assert (found.double() - expected).abs().max() < {torch.float32: 2e-6, torch.bfloat16: 2e-2}[dtype]

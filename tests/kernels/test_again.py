@@ -1,0 +1,126 @@
+"""What is computed again for a gradient is what it was, and is not kept until then."""
+
+import copy
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cifarlab.kernels import again, kernels_here, own_kernels
+from cifarlab.models import build_model
+from cifarlab.models.specs import Airbench
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.skipif(not kernels_here(), reason="no kernels")
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    spec = Airbench(widths=(32, 64), convolutions=2)
+    return build_model(spec, 10, (3, 32, 32)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def images() -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(16, 3, 32, 32).to(memory_format=torch.channels_last)
+
+
+def gradients(model: nn.Module, *, precision: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """And what the layers keep."""
+    model = copy.deepcopy(model)
+    nn.init.normal_(model.get_buffer("whiten.weight"), std=0.5)
+    with own_kernels(CPU), torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        logits = model(images())
+    logits.float().square().sum().backward()
+    found = {name: part.grad for name, part in model.named_parameters() if part.grad is not None}
+    return {"logits": logits.detach(), **found, **dict(model.named_buffers())}
+
+
+def say_so_of_all(patch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Outputs of any size are computed again, each time noted here."""
+    patch.setattr(again, "LEAST_BYTES", 0)
+    noted, say_how = [], again.say_how
+
+    def noting(output: Tensor, how: Any, values: Tensor, *others: Any) -> Tensor:
+        def compute(*given: Any) -> Tensor:
+            noted.append(tuple(output_shape))
+            return how(*given)
+
+        output_shape = output.shape
+        return say_how(output, compute, values, *others)
+
+    for module in ("normalisation", "whitening"):
+        patch.setattr(f"cifarlab.kernels.{module}.say_how", noting)
+    return noted
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias_trained", [True, False])
+def test_it_changes_no_bit(
+    precision: torch.dtype, bias_trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network()
+    model.get_parameter("whiten.bias").requires_grad_(bias_trained)
+    torch.manual_seed(2)
+    kept = gradients(model, precision=precision)
+    noted = say_so_of_all(monkeypatch)
+    torch.manual_seed(2)
+    found = gradients(model, precision=precision)
+    assert ("whiten.bias" in found) == bias_trained
+    assert found.keys() == kept.keys()
+    for name, wanted in kept.items():
+        assert torch.equal(found[name], wanted), name
+    if precision == torch.float32:
+        assert (16, 24, 31, 31) in noted and (16, 32, 15, 15) in noted
+        assert len(noted) == len(set(noted)) + 1  # once each: two layers have the same shape
+
+
+def test_the_gradients_are_pytorchs_but_for_rounding() -> None:
+    model = network()
+    torch.manual_seed(2)
+    found = gradients(model)
+    exact = copy.deepcopy(model)
+    torch.manual_seed(2)
+    nn.init.normal_(exact.get_buffer("whiten.weight"), std=0.5)
+    exact = exact.double()
+    exact(images().double()).square().sum().backward()
+    for name, part in exact.named_parameters():
+        difference = (found[name].double() - part.grad).norm() / part.grad.norm()  # type: ignore[union-attr]
+        assert difference < 1e-3, name
+
+
+def kept_bytes() -> int:
+    """Of what is not computed again."""
+    kept: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), own_kernels(CPU):
+        network()(images())
+    return sum(kept)
+
+
+def test_what_is_computed_again_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_all = kept_bytes()
+    monkeypatch.setattr(again, "LEAST_BYTES", 0)
+    whitened, groups = (
+        24 * 31 * 31,
+        32 * 15 * 15 + 64 * 7 * 7,
+    )  # those in a group: the last one's go to a pool
+    assert of_all - kept_bytes() >= 4 * 16 * (whitened + 2 * groups - 64 * 7 * 7)
+
+
+def test_a_gradient_frees_what_it_was_computed_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(again, "LEAST_BYTES", 0)
+    model, prepared = network(), images()
+    with own_kernels(CPU):
+        logits = model(prepared)
+    alive = weakref.ref(prepared)
+    del prepared
+    logits.sum().backward()
+    del logits
+    assert alive() is None
