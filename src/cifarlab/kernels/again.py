@@ -10,20 +10,19 @@ from torch.autograd.graph import saved_tensors_hooks
 LEAST_BYTES = (
     64 << 20
 )  # of an output: smaller ones are kept, which saves another pass over what they come from
-Again = Callable[[], Tensor]
 
 
 def say_how(output: Tensor, again: Callable[..., Tensor], values: Tensor, *others: Any) -> Tensor:
     """`output`, which is `again(values, *others)`, as large ones say."""
     if output.nbytes >= LEAST_BYTES:
-        values_again = _again(values) or _kept(values)
-        output.again = lambda: again(values_again(), *others)  # type: ignore[attr-defined]
+        constant = values.detach()
+        output.again = lambda: again(constant, *others)  # type: ignore[attr-defined]
     return output
 
 
 def computed_again(values: Tensor) -> AbstractContextManager[Any]:
     """Within it, an operation that would keep `values` for its gradient computes them again, where they say how."""
-    again = _again(values)
+    again = getattr(values, "again", None)
     if again is None:
         return nullcontext()
     identity = _identity(values)
@@ -35,15 +34,6 @@ def computed_again(values: Tensor) -> AbstractContextManager[Any]:
         return again() if kept is None else kept
 
     return saved_tensors_hooks(pack, unpack)
-
-
-def _again(values: Tensor) -> Again | None:
-    return getattr(values, "again", None)
-
-
-def _kept(values: Tensor) -> Again:
-    detached = values.detach()
-    return lambda: detached
 
 
 def _identity(values: Tensor) -> tuple[Any, ...]:
