@@ -2,8 +2,12 @@
 
 import gc
 import itertools
+import os
 import pickle
+import signal
+import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ from cifarlab.kernels import memory
 from cifarlab.kernels.memory import PAGE_BYTES, Arena, empty
 
 PAGES = 16
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="our kernels are compiled for Linux alone")
 
 
 def address(block: object) -> int:
@@ -62,13 +67,26 @@ def test_there_may_be_no_room() -> None:
     assert kept is not None and arena.block(1) is None
 
 
-def test_threads_free_while_others_take() -> None:
-    arena, errors = Arena(64 * PAGE_BYTES), []
+class SlowGaps(list):
+    def remove(self, gap: tuple[int, int]) -> None:
+        time.sleep(1e-3)  # for another thread to choose the same one
+        super().remove(gap)
+
+
+class SlowArena(Arena):
+    def _close_gaps(self) -> None:
+        super()._close_gaps()
+        self.gaps = SlowGaps(self.gaps)
+
+
+def test_threads_take_and_free_at_once() -> None:
+    arena, errors = SlowArena(64 * PAGE_BYTES), []
 
     def work(value: int) -> None:
-        for _ in range(200):
+        for _ in range(20):
             tensor = torch.frombuffer(arena.block(3 * PAGE_BYTES), dtype=torch.uint8)
             tensor[:: PAGE_BYTES // 2] = value
+            time.sleep(1e-3)
             if (tensor[:: PAGE_BYTES // 2] != value).any():
                 errors.append(value)
             del tensor
@@ -80,6 +98,17 @@ def test_threads_free_while_others_take() -> None:
         thread.join()
     assert not errors
     assert arena.block(64 * PAGE_BYTES) is not None
+
+
+def test_a_process_forked_while_a_thread_was_taking_can_take() -> None:
+    arena = memory._arena()
+    assert arena is not None
+    with arena.taking:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            os._exit(0 if large().fill_(1.0).min() == 1.0 else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def large(dtype: torch.dtype = torch.float32) -> torch.Tensor:

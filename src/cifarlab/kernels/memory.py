@@ -8,6 +8,7 @@ import ctypes
 import math
 import mmap
 import os
+import threading
 import weakref
 from bisect import insort
 from collections import deque
@@ -28,12 +29,23 @@ class Arena:
         self.memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
         self.memory.madvise(mmap.MADV_HUGEPAGE)
         self.gaps = [(0, size)]  # beginning and end, in order
-        self.freed: deque[tuple[int, int]] = deque()  # by any thread, at any time
+        self.taking = threading.Lock()
+        self.freed: deque[tuple[int, int]] = deque()  # by any thread, at any time: also while that is held
 
     def block(self, size: int) -> ctypes.Array[ctypes.c_char] | None:
         """As many bytes, until nothing refers to them any more; None if there is no room."""
-        self._close_gaps()
         whole = -(-size // PAGE_BYTES) * PAGE_BYTES
+        with self.taking:
+            begin = self._take(whole)
+        if begin is None:
+            return None
+        block = (ctypes.c_char * size).from_buffer(self.memory, begin)
+        weakref.finalize(block, self.freed.append, (begin, begin + whole)).atexit = False
+        return block
+
+    def _take(self, whole: int) -> int | None:
+        """Where so many bytes begin."""
+        self._close_gaps()
         fitting = [gap for gap in self.gaps if gap[1] - gap[0] >= whole]
         if not fitting:
             return None
@@ -41,9 +53,7 @@ class Arena:
         self.gaps.remove((begin, end))
         if begin + whole < end:
             insort(self.gaps, (begin + whole, end))
-        block = (ctypes.c_char * size).from_buffer(self.memory, begin)
-        weakref.finalize(block, self.freed.append, (begin, begin + whole)).atexit = False
-        return block
+        return begin
 
     def _close_gaps(self) -> None:
         while self.freed:
@@ -64,6 +74,10 @@ def _arena() -> Arena | None:
         return Arena(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // PAGE_BYTES * PAGE_BYTES)
     except (OSError, ValueError):
         return None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_arena.cache_clear)  # another thread may have been taking
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
