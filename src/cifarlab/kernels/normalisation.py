@@ -237,13 +237,12 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        kept = ctx.saved_tensors
-        values, weight, bias, _, _ = kept
+        values, weight, bias, statistics, marks = ctx.saved_tensors
         last = torch.channels_last if values.ndim == 4 else torch.contiguous_format
         gradient = gradient.contiguous(memory_format=last)
         of_values, of_bias = empty(values.shape, values.dtype), torch.empty_like(bias)
         of_weight = None if weight is None else torch.empty_like(weight)
-        task, _sums = _task(ctx.how, *kept, gradient)
+        task, _sums = _task(ctx.how, values, weight, bias, statistics, marks, gradient)
         task.dx, task.dweight, task.dbias = of_values.data_ptr(), address(of_weight), of_bias.data_ptr()
         _functions(values).normalise_gradient(task)
         return of_values, of_weight, of_bias, None, None, None, None, None, None

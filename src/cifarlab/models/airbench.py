@@ -103,7 +103,7 @@ class AirbenchNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         operations: list[tuple[Any, ...]] = [(whiten, self.whiten, self.whiten_activation)]
         for group in self.groups:
-            operations += group.operations()
+            operations += group.operations()  # type: ignore[operator]
         values = run_operations(images, operations)
         features = self.pool(values).flatten(1)
         return self.head(features) / features.shape[1]
