@@ -39,9 +39,9 @@ class Preparation:
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 or float (N, 3, H, W) in 0..255 -> float32 (N, 3, H, W), same device and memory format."""
-        images = images.to(torch.float32, copy=True)  # changed in place, and float pictures are the caller's
         if self.channel_order == "bgr":
             images = images.flip(1)
+        images = images.to(torch.float32, copy=True)  # changed in place, and float pictures are the caller's
         if any(self.mean):
             images -= _per_channel(self.mean, images)
         images /= _per_channel(self.std, images)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cifarlab.kernels import again, kernels_here, own_kernels
+from cifarlab.kernels import again, convolve, kernels_here, normalise, own_kernels, run_operations
 from cifarlab.models import build_model
 from cifarlab.models.specs import Airbench
 
@@ -91,27 +91,68 @@ def test_the_gradients_are_pytorchs_but_for_rounding() -> None:
         assert difference < 1e-3, name
 
 
-def kept_bytes() -> int:
-    """Of what is not computed again."""
+def kept_bytes(patch: pytest.MonkeyPatch) -> int:
+    """Of all that is kept, within hooks of ours and without."""
     kept: list[int] = []
 
-    def pack(tensor: Tensor) -> Tensor:
-        kept.append(tensor.nbytes)
-        return tensor
+    def noting(pack: Any, unpack: Any) -> Any:
+        def note(tensor: Tensor) -> Any:
+            packed = pack(tensor)
+            kept.append(0 if packed is None else tensor.nbytes)
+            return packed
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), own_kernels(CPU):
+        return torch.autograd.graph.saved_tensors_hooks(note, unpack)
+
+    patch.setattr(again, "saved_tensors_hooks", noting)
+    with noting(lambda tensor: tensor, lambda tensor: tensor), own_kernels(CPU):
         network()(images())
     return sum(kept)
 
 
 def test_what_is_computed_again_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    of_all = kept_bytes()
+    of_all = kept_bytes(monkeypatch)
+    monkeypatch.undo()
     monkeypatch.setattr(again, "LEAST_BYTES", 0)
-    whitened, groups = (
-        24 * 31 * 31,
-        32 * 15 * 15 + 64 * 7 * 7,
-    )  # those in a group: the last one's go to a pool
-    assert of_all - kept_bytes() >= 4 * 16 * (whitened + 2 * groups - 64 * 7 * 7)
+    whitened, groups = 24 * 31 * 31, 32 * 15 * 15 + 64 * 7 * 7  # the last one's goes to a pool
+    assert of_all - kept_bytes(monkeypatch) >= 4 * 16 * (whitened + 2 * groups - 64 * 7 * 7)
+
+
+CHANGES = {
+    "relu_": (nn.ReLU(inplace=True),),
+    "elu_": (nn.ELU(inplace=True),),
+    "mul_": (lambda values: values.mul_(2.0),),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_output_that_is_changed_in_place_is_kept(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(32)
+    conv = nn.Conv2d(32, 32, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    given, found = torch.randn(4, 32, 16, 16).to(memory_format=torch.channels_last), []
+    for least in (0, 1 << 40):
+        monkeypatch.setattr(again, "LEAST_BYTES", least)
+        conv.zero_grad()
+        with own_kernels(CPU):
+            output = run_operations(given, [(normalise, norm), CHANGES[change], (convolve, conv)])
+        output.square().sum().backward()
+        found.append(conv.weight.grad.clone())  # type: ignore[union-attr]
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("changed", ["what it is computed from", "what is kept beside it"])
+def test_a_gradient_from_what_was_changed_in_place_is_refused(
+    changed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(again, "LEAST_BYTES", 0)
+    norm, given = nn.BatchNorm2d(32), torch.randn(4, 32, 16, 16).to(memory_format=torch.channels_last)
+    conv = nn.Conv2d(32, 32, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with own_kernels(CPU):
+        output = run_operations(given, [(normalise, norm), (convolve, conv)])
+    with torch.no_grad():
+        (given if changed == "what it is computed from" else conv.weight).mul_(2.0)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        output.sum().backward()
 
 
 def test_a_gradient_frees_what_it_was_computed_from(monkeypatch: pytest.MonkeyPatch) -> None:

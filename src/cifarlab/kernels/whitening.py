@@ -14,11 +14,7 @@ from cifarlab.kernels.compiled import Chosen, first_of_each_type, parallel_regio
 from cifarlab.kernels.memory import empty
 from cifarlab.kernels.winograd import computed_in
 
-KERNELS = (
-    "whiten-avx512_bf16",
-    "whiten-avx512",
-    "whiten-avx2",
-)  # of each type the first that can run is taken
+KERNELS = ("whiten-avx512_bf16", "whiten-avx512", "whiten-avx2")  # the first of each type that can run
 MOST_CHANNELS = 8  # with more, a convolution takes longer than what our kernel saves
 MOST_FILTERS, PARTS = 128, 64  # see whiten.c
 
