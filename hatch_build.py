@@ -25,12 +25,7 @@ KERNELS = {  # the source first
     "winograd-avx512-3x3": ("winograd.c", *AVX512, *SIZE_3),
     "winograd-avx512-5x5": ("winograd.c", *AVX512, *SIZE_5),
     # Rounded to bfloat16, larger tiles would lose too much: their transforms multiply by up to 10 in each direction.
-    "winograd-avx512_bf16-3x3": (
-        "winograd.c",
-        *AVX512_BF16,
-        "-DSIDE=4",
-        "-DKERNEL=3",
-    ),
+    "winograd-avx512_bf16-3x3": ("winograd.c", *AVX512_BF16, "-DSIDE=4", "-DKERNEL=3"),
     "dense-avx2": ("dense.c", *AVX2),
     "dense-avx512": ("dense.c", *AVX512),
     "normalise-avx2": ("normalise.c", *AVX2),

@@ -133,11 +133,12 @@ def test_an_output_that_is_changed_in_place_is_kept(change: str, monkeypatch: py
     for least in (0, 1 << 40):
         monkeypatch.setattr(again, "LEAST_BYTES", least)
         conv.zero_grad()
+        norm.zero_grad()
         with own_kernels(CPU):
             output = run_operations(given, [(normalise, norm), CHANGES[change], (convolve, conv)])
         output.square().sum().backward()
-        found.append(conv.weight.grad.clone())  # type: ignore[union-attr]
-    assert torch.equal(*found)
+        found.append([part.grad.clone() for part in (conv.weight, norm.weight, norm.bias)])  # type: ignore[union-attr]
+    assert all(torch.equal(*parts) for parts in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("changed", ["what it is computed from", "what is kept beside it"])

@@ -148,11 +148,16 @@ def test_pytorch_gives_memory_where_the_system_does_not(monkeypatch: pytest.Monk
     monkeypatch.setattr(memory, "_arena", lambda: None)
     assert large().shape == (2, 3, 1024, 1024)
 
+    monkeypatch.undo()
+    memory._arena.cache_clear()
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda _limit: (1 << 40, 1 << 40))
+    assert memory._arena() is None
+    monkeypatch.undo()
+    memory._arena.cache_clear()
+
     def refuse(_size: int) -> Arena:
         raise OSError("no memory")
 
-    monkeypatch.undo()
-    memory._arena.cache_clear()
     monkeypatch.setattr(memory, "Arena", refuse)
     try:
         assert large().shape == (2, 3, 1024, 1024)

@@ -2,7 +2,7 @@
 
 import ctypes
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +52,7 @@ def first_of(names: Iterable[str], task: type[ctypes.Structure], *functions: str
 
 
 def first_of_each_type(
-    names: Iterable[str], task: type[ctypes.Structure], *functions: str
+    names: Sequence[str], task: type[ctypes.Structure], *functions: str
 ) -> dict[torch.dtype, Chosen]:
     """`first_of` those for float32 and of those for bfloat16, where there are some."""
     found = {}

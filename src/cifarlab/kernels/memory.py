@@ -1,17 +1,19 @@
 """Memory of large outputs, taken again once they are freed.
 
 Returned to the system, as malloc does, every step gets it back page by page and filled with zeros, which is a tenth of
-a training with large batches; kept by malloc, small blocks between the large ones keep it from fitting again.
+`airbench94`'s time and more; kept by malloc, small blocks between the large ones keep it from fitting again.
 """
 
 import ctypes
 import math
 import mmap
 import os
+import resource
 import threading
 import weakref
 from bisect import insort
 from collections import deque
+from contextlib import suppress
 from functools import cache
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 
 LEAST_BYTES = 4 << 20  # of an output: two huge pages; smaller ones are malloc's
 PAGE_BYTES = 2 << 20  # a huge one
+LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
 _MAP_NORESERVE = 0x4000  # of Linux's mman.h: pages are counted when they are written
 
 
@@ -27,7 +30,8 @@ class Arena:
 
     def __init__(self, size: int) -> None:
         self.memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-        self.memory.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # of a kernel without huge pages
+            self.memory.madvise(mmap.MADV_HUGEPAGE)
         self.gaps = [(0, size)]  # beginning and end, in order
         self.taking = threading.Lock()
         self.freed: deque[tuple[int, int]] = deque()  # by any thread, at any time: also while that is held
@@ -69,7 +73,10 @@ class Arena:
 
 @cache
 def _arena() -> Arena | None:
-    """As large as the machine's memory; None where the system does not want to."""
+    """As large as the machine's memory; None where the system does not want to, or the process may have so much alone:
+    the arena would take the addresses that all else needs."""
+    if any(resource.getrlimit(limit)[0] != resource.RLIM_INFINITY for limit in LIMITS):
+        return None
     try:
         return Arena(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // PAGE_BYTES * PAGE_BYTES)
     except (OSError, ValueError):
