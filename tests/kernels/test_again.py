@@ -117,6 +117,21 @@ def test_what_is_computed_again_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> 
     assert of_all - kept_bytes(monkeypatch) >= 4 * 16 * (whitened + 2 * groups - 64 * 7 * 7)
 
 
+def test_pictures_are_not_kept_for_weights_that_are_not_trained() -> None:
+    conv = nn.Conv2d(32, 32, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pictures = torch.randn(4, 32, 16, 16).to(memory_format=torch.channels_last).requires_grad_()
+    gradients = []
+    for trained in (True, False):
+        conv.requires_grad_(trained)
+        values = pictures * 1
+        with own_kernels(CPU):
+            output = run_operations(values, [(convolve, conv)])
+        kept = output.grad_fn.saved_tensors[0]  # type: ignore[union-attr]
+        assert (kept is not None) == trained
+        gradients += torch.autograd.grad(output.square().sum(), pictures)
+    torch.testing.assert_close(*gradients)
+
+
 CHANGES = {
     "relu_": (nn.ReLU(inplace=True),),
     "elu_": (nn.ELU(inplace=True),),

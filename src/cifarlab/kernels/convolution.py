@@ -138,7 +138,8 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         output = empty(shape.outputs, images.dtype)
         marks = empty(shape.outputs, torch.uint8) if shape.marked else None
-        ctx.save_for_backward(images, weight, marks)
+        trained = any(ctx.needs_input_grad[1:3])
+        ctx.save_for_backward(images if trained else None, weight, marks)
         ctx.geometry, ctx.bias_dtype = shape, None if bias is None else bias.dtype
         # Under autocast, as PyTorch's convolution is: of weights in bfloat16.
         rounded = weight.to(images.dtype).float()
@@ -157,7 +158,7 @@ class _Convolution(torch.autograd.Function):
         images, weight, marks = ctx.saved_tensors  # once: `images` may be computed again
         of_images = of_weight = of_bias = None
         if wants_images and not (wants_weight or wants_bias):
-            of_images, task, _memory = _images_gradient(ctx.geometry, images, weight, marks, gradient)
+            of_images, task, _memory = _images_gradient(ctx.geometry, weight, marks, gradient)
             library(ctx.geometry.kernels.name).convolve(task)  # type: ignore[union-attr]
         elif wants_weight or wants_bias:
             of_images, of_weight, of_bias = _gradients(
@@ -168,10 +169,10 @@ class _Convolution(torch.autograd.Function):
 
 
 def _images_gradient(
-    shape: Geometry, images: Tensor, weight: Tensor, marks: Tensor | None, gradient: Tensor
+    shape: Geometry, weight: Tensor, marks: Tensor | None, gradient: Tensor
 ) -> tuple[Tensor, Any, Any]:
     """The tensor that the task will write, the task, and what has to be kept until it is done."""
-    of_images, weight = empty(images.shape, images.dtype), weight.float()
+    of_images, weight = empty(shape.images, shape.kernels.dtype), weight.float()
     task, memory = shape.images_gradient.begin()
     task.x.values, task.x.marks, task.y.values = gradient.data_ptr(), address(marks), of_images.data_ptr()
     task.weight = weight.data_ptr() + shape.last_tap
@@ -195,7 +196,7 @@ def _gradients(
     task.y.values, task.y.marks = gradient.data_ptr(), address(marks)
     of_images = beside = _kept = None
     if with_images:
-        of_images, beside, _kept = _images_gradient(shape, images, weight, marks, gradient)
+        of_images, beside, _kept = _images_gradient(shape, weight, marks, gradient)
     library(shape.kernels.name).gradients(task, beside)  # type: ignore[union-attr]
     return of_images, of_weight.to(weight.dtype), of_bias
 
