@@ -21,6 +21,7 @@ AVX512, AVX512_BF16 = (*EITHER_AVX512, "-DBF16=0"), (*EITHER_AVX512, "-mavx512bf
 SIZE_3, SIZE_5 = ("-DSIDE=6", "-DKERNEL=3"), ("-DSIDE=6", "-DKERNEL=5")
 KERNELS = {  # the source first
     "winograd-avx2-3x3": ("winograd.c", *AVX2, *SIZE_3),
+    "winograd-avx2-3x3-wide": ("winograd.c", *AVX2, "-DSIDE=8", "-DKERNEL=3"),
     "winograd-avx2-5x5": ("winograd.c", *AVX2, *SIZE_5),
     "winograd-avx512-3x3": ("winograd.c", *AVX512, *SIZE_3),
     "winograd-avx512-5x5": ("winograd.c", *AVX512, *SIZE_5),

@@ -81,7 +81,14 @@ def test_answers_at_once(arguments: list[str], most_seconds: float) -> None:
         subprocess.run([sys.executable, "-m", "cifarlab.cli", *arguments], capture_output=True, check=False)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(seconds) < most_seconds
+    assert min(seconds) < most_seconds * slowness()
+
+
+def slowness() -> float:
+    """Of this machine beside those for which the limits are meant, 1 if it is as fast."""
+    before = time.process_time()
+    sum(number * number for number in range(1_000_000))
+    return max(1.0, (time.process_time() - before) / 0.06)
 
 
 def test_nothing_heavy_is_imported_to_list_recipes() -> None:

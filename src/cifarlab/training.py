@@ -28,6 +28,7 @@ from cifarlab.features import FeaturesDone, cacheable_layers, with_features
 from cifarlab.interrupts import stop_on_signals
 from cifarlab.job import Job, autocast, prepare
 from cifarlab.kernels import own_kernels
+from cifarlab.kernels.memory import return_free_memory
 from cifarlab.models.airbench import freeze_whitening_bias
 from cifarlab.optim import clip_gradients, l2_penalty, load_state_tensors, set_learning_rate, state_tensors
 from cifarlab.progress import follow, in_notebook, show_curves
@@ -218,6 +219,8 @@ def fit(job: Job, run: Run, stop: Stop | None = None, log: Sequence[str] | None 
             except DivergedError as error:
                 run.set_divergence(str(error))
                 raise
+            finally:
+                return_free_memory()
         if run.metrics:
             run.publish_curves()
 

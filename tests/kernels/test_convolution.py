@@ -27,6 +27,10 @@ needs_kernels = pytest.mark.skipif(
     not kernels_here(), reason="no kernels: another processor, or installed without"
 )
 each_kind = pytest.mark.parametrize("kernels", KERNELS, ids=lambda kernels: kernels.name)
+EXACT = [
+    kernels for kernels in KERNELS if kernels.side < 8
+]  # on whole numbers: those of larger tiles become too large
+exactly = pytest.mark.parametrize("kernels", EXACT, ids=lambda kernels: kernels.name)
 in_float32 = pytest.mark.parametrize("kernels", KERNELS[1:], ids=lambda kernels: kernels.name)
 
 
@@ -47,7 +51,7 @@ def alone(kernels: Kernels) -> Iterator[torch.dtype]:
 
 
 def forget_plans() -> None:
-    for function in (winograd.chosen, winograd.gains, winograd.geometry):
+    for function in (winograd.chosen, winograd.suited, winograd.geometry):
         function.cache_clear()
 
 
@@ -120,7 +124,7 @@ def own_results(case: Case, kernels: Kernels, threads: int) -> dict[str, Tensor]
         return case.results(dtype)
 
 
-@each_kind
+@exactly
 @settings(deadline=None, max_examples=60)
 @given(data=st.data(), threads=THREADS)
 def test_whole_numbers_give_exactly_what_they_should(
@@ -385,7 +389,8 @@ def test_a_training_uses_them_unless_told_not_to(tmp_path: Path, monkeypatch: py
         assert recorded == (list(kernels_here()) if wanted else [])
     assert any(not torch.equal(tensor, weights[False][name]) for name, tensor in weights[True].items())
     for name, tensor in weights[True].items():
-        torch.testing.assert_close(tensor, weights[False][name], rtol=1e-3, atol=1e-4)
+        # Within what PyTorch's batch norm loses where it has no AVX-512
+        torch.testing.assert_close(tensor, weights[False][name], rtol=1e-3, atol=3e-3)
 
 
 def forget_what_is_here() -> None:
@@ -413,6 +418,22 @@ def test_the_installation_compiled_them() -> None:
     if " avx2 " not in flags or " fma " not in flags:
         pytest.skip("this processor has no AVX2")
     assert kernels_here(), "run `make` again, or `python hatch_build.py` with ziglang installed"
+
+
+@pytest.mark.parametrize("pooled", [False, True], ids=["", "pooled"])
+@pytest.mark.parametrize(
+    ("side", "wide"), [(3, False), (5, True), (6, True), (7, False), (12, False), (18, True), (32, False)]
+)
+def test_large_tiles_are_taken_where_they_fit(
+    side: int, wide: bool, pooled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = [kernels for kernels in KERNELS if kernels.name.startswith("winograd-avx2-3x3")]
+    monkeypatch.setattr(winograd, "chosen", lambda: {(torch.float32, 3): several})
+    winograd.suited.cache_clear()
+    found = winograd.suited(torch.float32, 3, (64, 8, side, side), (8, 8, 3, 3), 1, pooled)
+    winograd.suited.cache_clear()
+    assert found is not None
+    assert (found.side == 8) == (wide or (pooled and side == 7))  # of 7, pooling takes 6
 
 
 @pytest.mark.parametrize("kernels", KERNELS[:3], ids=lambda kernels: kernels.name)

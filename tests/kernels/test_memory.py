@@ -67,6 +67,20 @@ def test_there_may_be_no_room() -> None:
     assert kept is not None and arena.block(1) is None
 
 
+def test_free_memory_goes_back_to_the_system_and_can_be_taken_again() -> None:
+    arena = Arena(PAGES * PAGE_BYTES)
+    kept, freed = (torch.frombuffer(arena.block(PAGE_BYTES), dtype=torch.uint8) for _ in range(2))
+    place = freed.data_ptr()
+    kept.fill_(3)
+    freed.fill_(5)
+    del freed
+    arena.return_gaps()
+    again = torch.frombuffer(arena.block(PAGE_BYTES), dtype=torch.uint8)
+    assert again.data_ptr() == place
+    assert not again.any()  # new pages of the system are zeros
+    assert (kept == 3).all()
+
+
 class SlowGaps(list):
     def remove(self, gap: tuple[int, int]) -> None:
         time.sleep(1e-3)  # for another thread to choose the same one

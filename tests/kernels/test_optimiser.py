@@ -385,6 +385,32 @@ def test_hooks_closures_and_the_profiler_see_the_step() -> None:
     assert {"Optimizer.step#OwnSGD.step", "Optimizer.zero_grad#OwnSGD.zero_grad"} <= names
 
 
+@each_rule
+def test_hooks_see_a_step_once_where_pytorch_takes_it(
+    own: Any, torchs: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, None)
+    optimizer_of(torchs, weights([(2, 3)]), options)  # after which PyTorch's own step calls hooks, too
+    optimizer, called = optimizer_of(own, weights([(3, 4)]), options), []
+    optimizer.register_step_pre_hook(lambda *_: called.append("before"))
+    optimizer.register_step_post_hook(lambda *_: called.append("after"))
+    step(optimizer, range(2))
+    assert called == ["before", "after"] * 2
+
+
+def test_weights_that_became_fewer_are_found() -> None:
+    found = []
+    for kind in (OwnSGD, torch.optim.SGD):
+        optimizer = optimizer_of(kind, weights([(8, 9)]), {})
+        step(optimizer, range(1))
+        (weight,) = all_weights(optimizer)
+        behind = weight.data[4:]
+        weight.data = weight.data[:4]
+        step(optimizer, range(1, 3))
+        found.append((all_weights(optimizer)[0], behind))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_the_recipe_switches_them_off(spec: Any) -> None:
     recipe = get_recipe("demo").model_copy(update={"optimizer": spec})

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from cifarlab.kernels.compiled import library
 from cifarlab.kernels.memory import empty
-from cifarlab.kernels.winograd import GROUP, Geometry, chosen, computed_in, gains, geometry, odd
+from cifarlab.kernels.winograd import GROUP, Geometry, computed_in, geometry, odd, suited
 
 
 def convolve(
@@ -78,14 +78,12 @@ def own_conv2d(
     """
     dtype = computed_in(input)
     size = weight.shape[2] if weight.ndim == 4 else 0
-    kernels = chosen().get((dtype, odd(size) if padding == "same" else size))
-    if kernels is None or [*_both(stride), *_both(dilation), groups] != [1, 1, 1, 1, 1]:
-        return None
-    rows, columns = _both(_in_pixels(padding, kernels.kernel_size))
+    kernel_size = odd(size) if padding == "same" else size
+    rows, columns = _both(_in_pixels(padding, kernel_size))
     if (
-        rows != columns
+        [*_both(stride), *_both(dilation), groups, rows] != [1, 1, 1, 1, 1, columns]
         or not _suits(input, weight, bias)
-        or not gains(kernels, input.shape, weight.shape, rows, pooled)
+        or (kernels := suited(dtype, kernel_size, input.shape, weight.shape, rows, pooled)) is None
     ):
         return None
     input = input.to(dtype)

@@ -14,7 +14,7 @@
 #define ROWS (LANES == 16 ? 12 : 6) /* rows that one product computes: as many sums as fit the registers */
 
 #define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 36")
+#define UNROLL _Pragma("GCC unroll 64")
 #define EACH_FOR_ITSELF _Pragma("clang loop vectorize(assume_safety)") /* where what is written may be what is read */
 
 typedef float vector __attribute__((vector_size(4 * LANES)));

@@ -47,6 +47,13 @@ class Arena:
         weakref.finalize(block, self.freed.append, (begin, begin + whole)).atexit = False
         return block
 
+    def return_gaps(self) -> None:
+        """Their pages go back to the system."""
+        with self.taking:
+            self._close_gaps()
+            for begin, end in self.gaps:
+                self.memory.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
     def _take(self, whole: int) -> int | None:
         """Where so many bytes begin."""
         self._close_gaps()
@@ -85,6 +92,12 @@ def _arena() -> Arena | None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_arena.cache_clear)  # another thread may have been taking
+
+
+def return_free_memory() -> None:
+    """To the system, at the end of a training: the memory of outputs that are no more."""
+    if (arena := _arena()) is not None:
+        arena.return_gaps()
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

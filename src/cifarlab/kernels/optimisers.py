@@ -82,7 +82,11 @@ class OwnStep(torch.optim.Optimizer):
         return self._step(closure)
 
     def _step(self, closure: Any) -> Any:
-        return None if closure is None and self._own_step() else super().step(closure)
+        if closure is None and self._own_step():
+            return None
+        step: Any = super().step.__func__  # pyright: ignore[reportFunctionMemberAccess]
+        # Once one of PyTorch's own was made, its step is wrapped to call hooks: `_watched_step` has called them.
+        return (step.__wrapped__ if getattr(step, "hooked", False) else step)(self, closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         if not set_to_none or _profiler_enabled():
@@ -171,6 +175,7 @@ class _Plan:
         self.options = options
         self.weights = [part.weight for part in parts]
         self._strides = [weight.stride() for weight in self.weights]
+        self._counts = [weight.numel() for weight in self.weights]
         self._lacking = [part.weight for part in parts if part.lacks()]
         self._tensors = [tensor for part in parts for tensor in part.tensors().values()]
         self._places = [tensor.data_ptr() for tensor in self._tensors]
@@ -188,7 +193,8 @@ class _Plan:
     def holds(self) -> bool:
         unmoved = self._places == [tensor.data_ptr() for tensor in self._tensors]
         as_they_lay = self._strides == [weight.stride() for weight in self.weights]
-        return unmoved and as_they_lay and all(weight.grad is None for weight in self._lacking)
+        as_many = self._counts == [weight.numel() for weight in self.weights]
+        return unmoved and as_they_lay and as_many and all(weight.grad is None for weight in self._lacking)
 
     def gradients(self) -> list[int | None] | None:
         """Where they are, None of a weight without; None in place of all where one does not suit our kernels."""

@@ -28,7 +28,8 @@
 static atomic_ullong state;
 static atomic_uint finished, number; /* `number` is that of the state, for members to sleep on */
 static atomic_int sleeping, busy;
-static unsigned members, wanted;
+static unsigned members;
+static atomic_uint wanted; /* which a member that is late may read while it changes */
 static void (*work)(void *);
 static void *data;
 
@@ -96,7 +97,7 @@ void team_parallel(void (*function)(void *), void *argument, unsigned threads) {
     atomic_store(&finished, 0);
     atomic_store(&state, (unsigned long long)next << 32 | OPEN);
     atomic_store(&number, next);
-    if (atomic_load(&sleeping)) syscall(SYS_futex, &number, FUTEX_WAKE_PRIVATE, (int)wanted, NULL, NULL, 0);
+    if (atomic_load(&sleeping)) syscall(SYS_futex, &number, FUTEX_WAKE_PRIVATE, (int)threads - 1, NULL, NULL, 0);
     function(argument);
     unsigned joined = JOINED(atomic_fetch_and(&state, ~OPEN));
     for (unsigned f; (f = atomic_load(&finished)) < joined;) {

@@ -16,9 +16,11 @@
 #define POINTS (SIDE * SIDE)    /* of the transformed tile */
 #define TAPS (KERNEL * KERNEL)
 #define PAIR (LANES / 8)        /* tiles transformed at once, 8 channels of each, where channels are not whole vectors */
-#define GROUP 8                 /* input channels that one product of the weights' gradient computes */
+#define GROUP 8                 /* input channels that lie together for the weights' gradient */
+#define GROUP_ROWS (LANES / 2)  /* of them that one product computes: with 8, AVX2's sums would not fit the registers */
 #define MOST_TILES 48           /* of a block: whole ROWS */
-#define MOST_BYTES ((BF16 ? 448 : 288) << 10) /* of a block's transformed inputs */
+#define MOST_BYTES ((SIDE == 8 ? 3200 : BF16 ? 448 : 288) << 10) /* of a block's transformed inputs */
+#define PANELS_AT_ONCE (SIDE == 8 ? MOST_CHANNELS / PANEL : 1) /* of a block: see convolve_block */
 #define GRADIENT_BLOCK 64       /* tiles summed over before the sums are written */
 #define MOST_CHANNELS 2048
 #define SPREAD 64 /* bytes between the planes of two points: without, all fall into the same sets of the cache */
@@ -39,7 +41,7 @@ typedef struct {
     long strides[4];
     long size, first_tap;  /* rows and columns that `weight` has, and where in the kernel; the others are zeros */
     float *bias;           /* of the outputs, or its gradient; may be NULL */
-    word *transformed;     /* weights: [panel][point][channel][PANEL] */
+    word *transformed;     /* weights: [panel][point][channel][PANEL], or [point][panel]... */
     float *sums;           /* of the weights' gradient, else NULL: [part][point][panel][channel / GROUP][GROUP][PANEL] */
     float *bias_sums;      /* [part][panel][PANEL * PAIR], of whole vectors */
     char *workspace;       /* `workspace_bytes` of each thread */
@@ -68,7 +70,7 @@ INLINE place place_of(const task *t, long tile) {
     return (place){row / rows, row % rows * OUT, (uint32_t)tile % columns * OUT};
 }
 
-/* ---- transforms of a line, by the paper's matrices: at the points 0, 1, -1, infinity, or 0, 1, -1, 2, -2, infinity.
+/* ---- transforms of a line, by the paper's matrices: at the points 0, 1, -1, infinity, with 2, -2, and with 1/2, -1/2.
  * Elements are `s` and `t` vectors apart. ---- */
 
 INLINE void input_line(const vector *d, int s, vector *v, int t) { /* B^T d: SIDE to SIDE */
@@ -77,6 +79,18 @@ INLINE void input_line(const vector *d, int s, vector *v, int t) { /* B^T d: SID
     v[t] = d[s] + d[2 * s];
     v[2 * t] = d[2 * s] - d[s];
     v[3 * t] = d[s] - d[3 * s];
+#elif SIDE == 8
+    vector even = d[2 * s] - 4.25f * d[4 * s] + d[6 * s], odd = d[s] - 4.25f * d[3 * s] + d[5 * s];
+    vector even_2 = 0.25f * d[2 * s] - 1.25f * d[4 * s] + d[6 * s], odd_2 = 0.5f * d[s] - 2.5f * d[3 * s] + 2.0f * d[5 * s];
+    vector even_half = 4.0f * d[2 * s] - 5.0f * d[4 * s] + d[6 * s], odd_half = 2.0f * d[s] - 2.5f * d[3 * s] + 0.5f * d[5 * s];
+    v[0] = d[0] - d[6 * s] + 5.25f * (d[4 * s] - d[2 * s]);
+    v[t] = even + odd;
+    v[2 * t] = even - odd;
+    v[3 * t] = even_2 + odd_2;
+    v[4 * t] = even_2 - odd_2;
+    v[5 * t] = even_half + odd_half;
+    v[6 * t] = even_half - odd_half;
+    v[7 * t] = d[7 * s] - d[s] + 5.25f * (d[3 * s] - d[5 * s]);
 #else
     vector even = d[4 * s] - 4.0f * d[2 * s], odd = d[3 * s] - 4.0f * d[s];
     vector less = d[4 * s] - d[2 * s], twice = 2.0f * (d[3 * s] - d[s]);
@@ -94,6 +108,15 @@ INLINE void output_line(const vector *m, int s, vector *y, int t) { /* A^T m: SI
 #if SIDE == 4
     y[0] = m[0] + sum;
     y[t] = difference - m[3 * s];
+#elif SIDE == 8
+    vector sum_2 = m[3 * s] + m[4 * s], difference_2 = m[3 * s] - m[4 * s];
+    vector sum_half = m[5 * s] + m[6 * s], difference_half = m[5 * s] - m[6 * s]; /* times 32 */
+    y[0] = m[0] + sum + sum_2 + 32.0f * sum_half;
+    y[t] = difference + 2.0f * difference_2 + 16.0f * difference_half;
+    y[2 * t] = sum + 4.0f * sum_2 + 8.0f * sum_half;
+    y[3 * t] = difference + 8.0f * difference_2 + 4.0f * difference_half;
+    y[4 * t] = sum + 16.0f * sum_2 + 2.0f * sum_half;
+    y[5 * t] = difference + 32.0f * difference_2 + difference_half + m[7 * s];
 #else
     vector sum_2 = m[3 * s] + m[4 * s], difference_2 = m[3 * s] - m[4 * s];
     y[0] = m[0] + sum + sum_2;
@@ -113,6 +136,18 @@ INLINE void gradient_line(const vector *y, int s, vector *z, int t) { /* A y: OU
     z[t] = y[0] + y[s];
     z[2 * t] = y[0] - y[s];
     z[3 * t] = -y[s];
+#elif SIDE == 8
+    vector even = y[0] + y[2 * s] + y[4 * s], odd = y[s] + y[3 * s] + y[5 * s];
+    vector even_2 = y[0] + 4.0f * y[2 * s] + 16.0f * y[4 * s], odd_2 = 2.0f * y[s] + 8.0f * y[3 * s] + 32.0f * y[5 * s];
+    vector even_half = 32.0f * y[0] + 8.0f * y[2 * s] + 2.0f * y[4 * s], odd_half = 16.0f * y[s] + 4.0f * y[3 * s] + y[5 * s];
+    z[0] = y[0];
+    z[t] = even + odd;
+    z[2 * t] = even - odd;
+    z[3 * t] = even_2 + odd_2;
+    z[4 * t] = even_2 - odd_2;
+    z[5 * t] = even_half + odd_half;
+    z[6 * t] = even_half - odd_half;
+    z[7 * t] = y[5 * s];
 #else
     vector even = y[0], odd = y[s], even_2 = y[0], odd_2 = 2.0f * y[s];
 #if OUT == 4
@@ -134,6 +169,16 @@ INLINE void weight_line(const vector *g, int s, vector *u, int t) { /* G g: KERN
     u[t] = 0.5f * (even + odd);
     u[2 * t] = 0.5f * (even - odd);
     u[3 * t] = g[2 * s];
+#elif SIDE == 8
+    vector even_2 = g[0] + 4.0f * g[2 * s], even_half = 4.0f * g[0] + g[2 * s], twice = 2.0f * odd;
+    u[0] = g[0];
+    u[t] = (even + odd) * (-2 / 9.0f);
+    u[2 * t] = (even - odd) * (-2 / 9.0f);
+    u[3 * t] = (even_2 + twice) * (1 / 90.0f);
+    u[4 * t] = (even_2 - twice) * (1 / 90.0f);
+    u[5 * t] = (even_half + twice) * (1 / 180.0f);
+    u[6 * t] = (even_half - twice) * (1 / 180.0f);
+    u[7 * t] = g[2 * s];
 #else
     vector even_2 = g[0] + 4.0f * g[2 * s], odd_2 = 2.0f * g[s];
 #if KERNEL == 5
@@ -154,6 +199,13 @@ INLINE void weight_gradient_line(const vector *u, int s, vector *g, int t) { /* 
     g[0] = u[0] + sum;
     g[t] = difference;
     g[2 * t] = sum + u[3 * s];
+#elif SIDE == 8
+    vector sum = (u[s] + u[2 * s]) * (-2 / 9.0f), difference = (u[s] - u[2 * s]) * (-2 / 9.0f);
+    vector sum_2 = (u[3 * s] + u[4 * s]) * (1 / 90.0f), difference_2 = (u[3 * s] - u[4 * s]) * (1 / 90.0f);
+    vector sum_half = (u[5 * s] + u[6 * s]) * (1 / 180.0f), difference_half = (u[5 * s] - u[6 * s]) * (1 / 180.0f);
+    g[0] = u[0] + sum + sum_2 + 4.0f * sum_half;
+    g[t] = difference + 2.0f * (difference_2 + difference_half);
+    g[2 * t] = sum + 4.0f * sum_2 + sum_half + u[7 * s];
 #else
     vector sum = (u[s] + u[2 * s]) * (-1 / 6.0f), difference = (u[s] - u[2 * s]) * (-1 / 6.0f);
     vector sum_2 = (u[3 * s] + u[4 * s]) * (1 / 24.0f), difference_2 = (u[3 * s] - u[4 * s]) * (1 / 24.0f);
@@ -252,10 +304,15 @@ INLINE void load_squares(const pictures *from, const patch *squares, int many, e
 
 PRODUCT(product_of_rows, ROWS, 2)
 PRODUCT(product_of_rows_half, ROWS, 1)
-PRODUCT(product_of_group, GROUP, 2)
-PRODUCT(product_of_group_half, GROUP, 1)
+PRODUCT(product_of_group, GROUP_ROWS, 2)
+PRODUCT(product_of_group_half, GROUP_ROWS, 1)
 
 /* ---- the weights ---- */
+
+/* Transformed weights lie in the order in which they are multiplied */
+INLINE long u_plane(const task *t, long panel, long p) {
+    return PANELS_AT_ONCE == 1 ? panel * POINTS + p : p * panels(t->y.channels) + panel;
+}
 
 /* Of the first filter; NULL if it is not there */
 INLINE float *tap_of(const task *t, long channel, int i) {
@@ -287,7 +344,7 @@ static void transform_weights(const task *t, long channel) {
             transform_weight(in, out);
             for (int p = 0; p < POINTS; p++) {
                 elements e = narrow(out[p]);
-                word *to = t->transformed + ((panel * POINTS + p) * depth + channel / PER_WORD) * PANEL + half * LANES;
+                word *to = t->transformed + (u_plane(t, panel, p) * depth + channel / PER_WORD) * PANEL + half * LANES;
 #if BF16
                 for (int i = 0; i < LANES; i++) ((element *)(to + i))[channel % 2] = e[i];
 #else
@@ -398,9 +455,29 @@ INLINE void write_outputs(const task *t, enum form form, long first, long last, 
     }
 }
 
-/* Of the tiles from `first` to `last`, with memory for transformed inputs and outputs */
-static void convolve_block(const task *t, long first, long last, element *v, float *m) {
+/* m[point][tile][PANEL], of one point */
+INLINE void multiply_point(const task *t, long tiles, long panel, long p, const element *v, float *m) {
     long row_of_v = whole_groups(t->x.channels) / PER_WORD, depth = depth_of(t->x.channels);
+    const word *u = t->transformed + u_plane(t, panel, p) * depth * PANEL;
+    const word *inputs = (const word *)(v + p * v_plane(t));
+    float *outputs = m + p * m_plane(t);
+    for (long row = 0; row < tiles; row += ROWS) /* those past the last tile are of no use, and no harm */
+        (t->y.channels - panel * PANEL > LANES ? product_of_rows : product_of_rows_half)(
+            inputs + row * row_of_v, row_of_v, 1, u, PANEL, outputs + row * PANEL, PANEL, depth, 0);
+}
+
+static void write_panel(const task *t, long first, long last, long panel, const float *m) {
+    switch (form_of(&t->y)) {
+    case PARTIAL: /* never */
+    case PLAIN: write_outputs(t, PLAIN, first, last, panel, m); break;
+    case MARKED: write_outputs(t, MARKED, first, last, panel, m); break;
+    case POOLED: write_outputs(t, POOLED, first, last, panel, m); break;
+    }
+}
+
+/* Of the tiles from `first` to `last`, with memory for transformed inputs and outputs. Large tiles go point by point: a
+ * block of few of them would wait for weights, and one of many does not fit a core's cache, but what one point takes does. */
+static void convolve_block(const task *t, long first, long last, element *v, float *m) {
     switch (form_of(&t->x)) {
     case PLAIN: transform_inputs(t, PLAIN, 0, first, last, v); break;
     case PARTIAL: transform_inputs(t, PARTIAL, 0, first, last, v); break;
@@ -412,21 +489,13 @@ static void convolve_block(const task *t, long first, long last, element *v, flo
             transform_inputs(t, POOLED, 0, first, last, v);
         break;
     }
-    for (long panel = 0; panel < panels(t->y.channels); panel++) {
-        for (long p = 0; p < POINTS; p++) {
-            const word *u = t->transformed + (panel * POINTS + p) * depth * PANEL;
-            const word *inputs = (const word *)(v + p * v_plane(t));
-            float *outputs = m + p * m_plane(t);
-            for (long row = 0; row < last - first; row += ROWS) /* those past the last tile are of no use, and no harm */
-                (t->y.channels - panel * PANEL > LANES ? product_of_rows : product_of_rows_half)(
-                    inputs + row * row_of_v, row_of_v, 1, u, PANEL, outputs + row * PANEL, PANEL, depth, 0);
-        }
-        switch (form_of(&t->y)) {
-        case PARTIAL: /* never */
-        case PLAIN: write_outputs(t, PLAIN, first, last, panel, m); break;
-        case MARKED: write_outputs(t, MARKED, first, last, panel, m); break;
-        case POOLED: write_outputs(t, POOLED, first, last, panel, m); break;
-        }
+    for (long panel = 0; panel < panels(t->y.channels); panel += PANELS_AT_ONCE) {
+        long end = smaller(panel + PANELS_AT_ONCE, panels(t->y.channels));
+        for (long p = 0; p < POINTS; p++)
+            for (long each = panel; each < end; each++)
+                multiply_point(t, last - first, each, p, v, m + (each - panel) * POINTS * m_plane(t));
+        for (long each = panel; each < end; each++)
+            write_panel(t, first, last, each, m + (each - panel) * POINTS * m_plane(t));
     }
 }
 
@@ -533,9 +602,9 @@ static void sum_gradients(const task *t, long part, word *v, word *z) {
         }
         for (long p = 0; p < POINTS; p++)
             for (long column = 0; column < wide; column += PANEL)
-                for (long c = 0; c < ci; c += GROUP)
+                for (long c = 0; c < ci; c += GROUP_ROWS)
                     (t->y.channels - column > LANES ? product_of_group : product_of_group_half)(
-                        v + p * x_plane(t) + c * MOST_DEPTH, 1, GROUP, z + p * z_plane(t) + column * MOST_DEPTH, PANEL,
+                        v + p * x_plane(t) + c / GROUP * GROUP * MOST_DEPTH + c % GROUP, 1, GROUP, z + p * z_plane(t) + column * MOST_DEPTH, PANEL,
                         sums + (p * wide + column) * ci + c * PANEL, PANEL, depth, first > begin);
     }
 }
@@ -601,12 +670,14 @@ void plan(task *t) {
     t->tile_rows = (t->y.h / pooled * pooled + OUT - 1) / OUT;
     t->tile_columns = (t->y.w / pooled * pooled + OUT - 1) / OUT;
     long fitting = MOST_BYTES / (POINTS * whole_groups(t->x.channels) * sizeof(element)) / ROWS * ROWS;
-    t->block = larger(ROWS, smaller(fitting, MOST_TILES));
+    long of_a_thread = (all_tiles(t) / t->threads + ROWS - 1) / ROWS * ROWS;
+    t->block = larger(ROWS, smaller(smaller(fitting, MOST_TILES), of_a_thread));
 }
 
 /* That a thread needs for the function that is called next */
 long workspace_bytes(const task *t) {
-    long convolution = POINTS * (v_plane(t) * sizeof(element) + m_plane(t) * sizeof(float));
+    long panels_of_m = smaller(PANELS_AT_ONCE, panels(t->y.channels));
+    long convolution = POINTS * (v_plane(t) * sizeof(element) + panels_of_m * m_plane(t) * sizeof(float));
     long gradient = POINTS * (x_plane(t) + z_plane(t)) * sizeof(word);
     return ((t->sums ? gradient : convolution) + 63) / 64 * 64;
 }

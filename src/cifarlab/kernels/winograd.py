@@ -21,6 +21,7 @@ TILES_OF_A_PART = 64  # at least, of the gradient of the weights
 MOST_BYTES_OF_PARTS = 64 << 20
 LEAST_SAVING = 1.2  # multiplications of PyTorch's convolution over ours, below which the transforms cost more
 LEAST_TILES = 64  # of a batch, below which transforming the weights costs more
+WIDE_COSTS = 1.3  # times its multiplications, what a tile of 8x8 inputs takes beside one of 6x6
 
 
 @dataclass(frozen=True)
@@ -39,24 +40,27 @@ class Kernels:
         return self.side - self.kernel_size + 1
 
 
-KERNELS = (  # the first of its type and size that can run is taken
+KERNELS = (  # the first of its type and size that can run is taken, and what follows with as large a panel
     Kernels("winograd-avx512_bf16-3x3", torch.bfloat16, 3, 4, 32),
     Kernels("winograd-avx512-3x3", torch.float32, 3, 6, 32),
     Kernels("winograd-avx512-5x5", torch.float32, 5, 6, 32),
     Kernels("winograd-avx2-3x3", torch.float32, 3, 6, 16),
+    Kernels("winograd-avx2-3x3-wide", torch.float32, 3, 8, 16),
     Kernels("winograd-avx2-5x5", torch.float32, 5, 6, 16),
 )
 
 
 @cache
-def chosen() -> Mapping[tuple[torch.dtype, int], Kernels]:
+def chosen() -> Mapping[tuple[torch.dtype, int], list[Kernels]]:
     """By type of the pictures and size of the kernel."""
-    found: dict[tuple[torch.dtype, int], Kernels] = {}
+    found: dict[tuple[torch.dtype, int], list[Kernels]] = {}
     for kernels in KERNELS:
         functions = functions_of(kernels.name, _Task, "plan", "workspace_bytes", "convolve")
         if functions is not None:
             functions.gradients.argtypes = [ctypes.POINTER(_Task)] * 2
-            found.setdefault((kernels.dtype, kernels.kernel_size), kernels)
+            several = found.setdefault((kernels.dtype, kernels.kernel_size), [])
+            if all(other.panel == kernels.panel for other in several):
+                several.append(kernels)
     return found
 
 
@@ -221,10 +225,33 @@ def odd(size: int) -> int:
 
 
 @lru_cache(PLANS_KEPT)
-def gains(
+def suited(
+    dtype: torch.dtype,
+    kernel_size: int,
+    images: tuple[int, ...],
+    weight: tuple[int, ...],
+    padding: int,
+    pooled: bool,
+) -> Kernels | None:
+    """For `images` (N, C, H, W) and a weight (filters, C, k, k), which may be smaller than the kernel; None where
+    PyTorch's convolution does as well."""
+    several = chosen().get((dtype, kernel_size), [])
+    gaining = [kernels for kernels in several if _gains(kernels, images, weight, padding, pooled)]
+    return min(
+        gaining, key=lambda kernels: _cost(kernels, images[2], images[3], padding, pooled), default=None
+    )
+
+
+def _cost(kernels: Kernels, height: int, width: int, padding: int, pooled: bool) -> float:
+    """Of a picture, in multiplications."""
+    tiles = _tiles(kernels, height, width, padding, pooled)
+    return kernels.side**2 * tiles * (WIDE_COSTS if kernels.side > 6 else 1)
+
+
+def _gains(
     kernels: Kernels, images: tuple[int, ...], weight: tuple[int, ...], padding: int, pooled: bool
 ) -> bool:
-    """Whether `images` (N, C, H, W) and a weight (filters, C, k, k) are of shapes that it does well."""
+    """Whether they are of shapes that it does well."""
     n, channels, height, width = images
     filters, channels_of_weight, size, other_size = weight
     return (
@@ -239,10 +266,11 @@ def gains(
     )
 
 
-def _tiles(kernels: Kernels, height: int, width: int, padding: int) -> int:
-    """Of a picture."""
+def _tiles(kernels: Kernels, height: int, width: int, padding: int, pooled: bool = False) -> int:
+    """Of a picture; `pooled`, of what pooling takes of it."""
     lost = kernels.kernel_size - 1 - 2 * padding
-    return -(-(height - lost) // kernels.outputs) * -(-(width - lost) // kernels.outputs)
+    sides = ((side - lost) // 2 * 2 if pooled else side - lost for side in (height, width))
+    return math.prod(-(-side // kernels.outputs) for side in sides)
 
 
 def saving(kernels: Kernels, height: int, width: int, padding: int = 1) -> float:
