@@ -8,7 +8,8 @@ A page has its table between two comments; with `of NAME` it is of the recipes i
     <!-- results of brownlee: written by scripts/results_table.py -->
     <!-- end of results -->
 
-Between `<!-- own results: ... -->` and the same end it is of recipes that reproduce nothing.
+Between `<!-- own results: ... -->` and the same end it is of recipes that reproduce nothing: a row for each folder of
+runs with the recipe's settings, its name and what it ran on (`fast94`, `fast94-float32`).
 """
 
 import importlib
@@ -71,22 +72,27 @@ def results_from(page: Path) -> str:
 
 def with_own_table(place: re.Match[str], page: Path) -> str:
     begin, end = place.groups()
-    rows = [own_row(recipe, results_from(page)) for recipe in RECIPES.values() if not recipe.published]
+    rows = [
+        own_row(recipe, folder, results_from(page))
+        for recipe in RECIPES.values()
+        for folder in sorted(RESULTS.glob(f"{recipe.name}*"))
+        if not recipe.published
+    ]
     there = [row for row in rows if row]
     table = text.markdown_table(OWN_HEADER, there) if there else "Not run yet.\n"
     return f"{begin}{table}\n{OWN_NOTES}{end}"
 
 
-def own_row(recipe: Recipe, results: str) -> list[str] | None:
-    """What became of a recipe without a published figure; None where no run of it is kept."""
-    runs = [run for run in finished_runs(RESULTS / recipe.name, recipe)[0] if test_evaluation(run)]
+def own_row(recipe: Recipe, folder: Path, results: str) -> list[str] | None:
+    """What became of a recipe without a published figure; None where no run with its settings is kept there."""
+    runs = [run for run in finished_runs(folder, recipe)[0] if test_evaluation(run)]
     if not runs:
         return None
     evaluations = [test_evaluation(run) or {} for run in runs]
     with_views = [each["accuracy_with_tta"] for each in evaluations if each.get("tta")]
     times = [run.metrics[-1]["elapsed_seconds"] for run in runs]
     return [
-        f"[`{recipe.name}`]({results}/{recipe.name})",
+        f"[`{recipe.name}`]({results}/{folder.name})",
         text.mean_and_deviation(with_views) if with_views else "–",
         text.mean_and_deviation([each["accuracy"] for each in evaluations]),
         f"{len(runs)} ({', '.join(str(run.recipe.seed) for run in runs)})",

@@ -170,7 +170,9 @@ def test_it_resumes_exactly_beyond_its_planned_end(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_tiny")
 def test_it_goes_by_the_losses_that_are_trained_on() -> None:
-    job = training.prepare(override(RECIPE, {**SKIPS, "loss.label_smoothing": 0.2}), "demo")
+    # Without what PyTorch's batch norm loses in channels_last where it has no AVX-512
+    settings = {**SKIPS, "loss.label_smoothing": 0.2, "model.batch_norm": False}
+    job = training.prepare(override(RECIPE, settings), "demo")
     difficulty = job.stream.difficulty
     assert difficulty is not None
     images, labels = next(job.stream.from_step(0))
@@ -179,8 +181,7 @@ def test_it_goes_by_the_losses_that_are_trained_on() -> None:
     training.train_step(job, images, labels, 0, 0.1)
     assert difficulty.batch is not None
     assert torch.equal(job.stream.labels[difficulty.batch], labels)
-    # Within what PyTorch's batch norm loses where it has no AVX-512
-    torch.testing.assert_close(difficulty.losses[difficulty.batch], expected.detach(), rtol=1e-3, atol=5e-3)
+    torch.testing.assert_close(difficulty.losses[difficulty.batch], expected.detach())
     assert int(torch.isinf(difficulty.losses).sum()) == job.n_train - len(labels)
 
 

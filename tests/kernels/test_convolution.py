@@ -27,9 +27,8 @@ needs_kernels = pytest.mark.skipif(
     not kernels_here(), reason="no kernels: another processor, or installed without"
 )
 each_kind = pytest.mark.parametrize("kernels", KERNELS, ids=lambda kernels: kernels.name)
-EXACT = [
-    kernels for kernels in KERNELS if kernels.side < 8
-]  # on whole numbers: those of larger tiles become too large
+# On whole numbers: between the transforms of larger tiles they become too large.
+EXACT = [kernels for kernels in KERNELS if kernels.side < 8]
 exactly = pytest.mark.parametrize("kernels", EXACT, ids=lambda kernels: kernels.name)
 in_float32 = pytest.mark.parametrize("kernels", KERNELS[1:], ids=lambda kernels: kernels.name)
 
@@ -167,6 +166,17 @@ def test_rounding_is_small(kernels: Kernels) -> None:
         assert 0 < (part - exact[name]).norm() < 5e-6 * exact[name].norm(), name
 
 
+@in_float32
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_channels_make_several_blocks(kernels: Kernels, threads: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(520, 104, kernels.kernel_size, padding=kernels.kernel_size // 2)
+    case = Case(layer, torch.randn(70, 520, 6, 6), torch.randn(70, 104, 6, 6), pooled=False, relu=False)
+    exact = case.results(torch.float64)
+    for name, part in own_results(case, kernels, threads).items():
+        assert (part - exact[name]).norm() < 1e-5 * exact[name].norm(), name
+
+
 @each_kind
 def test_the_first_of_four_equal_ones_has_the_gradient(kernels: Kernels) -> None:
     layer = nn.Conv2d(8, 8, kernels.kernel_size, padding=kernels.kernel_size // 2)
@@ -277,6 +287,8 @@ def test_biases_and_types_that_do_not_fit_are_told_as_ever() -> None:
             F.conv2d(images, weight, torch.zeros(4), padding=1)
         with pytest.raises(RuntimeError, match="type"):
             F.conv2d(images, weight.double(), padding=1)
+        with pytest.raises(RuntimeError, match="padding"):
+            F.conv2d(images, weight, padding="sam")
 
 
 @needs_kernels
@@ -378,7 +390,9 @@ def test_threads_change_nothing_but_the_order_of_sums(kernels: Kernels) -> None:
 @needs_kernels
 def test_a_training_uses_them_unless_told_not_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_source(monkeypatch, tiny_source)
-    recipe = override(RECIPE, {"epochs": 1, "batch_size": 240, "device.name": "cpu"})  # one step
+    # One step, without what PyTorch's batch norm loses in channels_last where it has no AVX-512
+    settings = {"epochs": 1, "batch_size": 240, "device.name": "cpu", "model.batch_norm": False}
+    recipe = override(RECIPE, settings)
     weights = {}
     for wanted in (True, False):
         run = training.train(
@@ -389,8 +403,7 @@ def test_a_training_uses_them_unless_told_not_to(tmp_path: Path, monkeypatch: py
         assert recorded == (list(kernels_here()) if wanted else [])
     assert any(not torch.equal(tensor, weights[False][name]) for name, tensor in weights[True].items())
     for name, tensor in weights[True].items():
-        # Within what PyTorch's batch norm loses where it has no AVX-512
-        torch.testing.assert_close(tensor, weights[False][name], rtol=1e-3, atol=3e-3)
+        torch.testing.assert_close(tensor, weights[False][name], rtol=1e-3, atol=1e-4)
 
 
 def forget_what_is_here() -> None:

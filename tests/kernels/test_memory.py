@@ -81,6 +81,19 @@ def test_free_memory_goes_back_to_the_system_and_can_be_taken_again() -> None:
     assert (kept == 3).all()
 
 
+def test_nothing_goes_back_while_some_is_taken() -> None:
+    """Else a training that the garbage collector gives up would wait for itself."""
+    arena = Arena(PAGES * PAGE_BYTES)
+    with arena.taking:
+        arena.return_gaps()
+
+
+def test_no_memory_is_made_to_give_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory._arena.cache_clear()
+    monkeypatch.setattr(memory, "Arena", lambda _size: pytest.fail("made"))
+    memory.return_free_memory()
+
+
 class SlowGaps(list):
     def remove(self, gap: tuple[int, int]) -> None:
         time.sleep(1e-3)  # for another thread to choose the same one

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.kernels.only import only
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from cifarlab.job import new_optimizer
 from cifarlab.kernels import optimisers
@@ -393,9 +394,20 @@ def test_hooks_see_a_step_once_where_pytorch_takes_it(
     optimizer_of(torchs, weights([(2, 3)]), options)  # after which PyTorch's own step calls hooks, too
     optimizer, called = optimizer_of(own, weights([(3, 4)]), options), []
     optimizer.register_step_pre_hook(lambda *_: called.append("before"))
-    optimizer.register_step_post_hook(lambda *_: called.append("after"))
+    everywhere = register_optimizer_step_post_hook(lambda *_: called.append("after"))
     step(optimizer, range(2))
+    everywhere.remove()
     assert called == ["before", "after"] * 2
+
+
+def test_a_gradient_of_another_size_is_told_as_ever() -> None:
+    whole = torch.ones(8, 9)
+    weight = nn.Parameter(whole[:4])
+    weight.grad = torch.ones(4, 9)
+    optimizer = OwnSGD([weight], lr=1.0)
+    weight.data = whole
+    with pytest.raises(RuntimeError, match="size"):
+        optimizer.step()
 
 
 def test_weights_that_became_fewer_are_found() -> None:

@@ -112,8 +112,8 @@ def _both(value: Any) -> tuple[Any, ...]:
 
 
 def _in_pixels(padding: Any, kernel_size: int) -> Any:
-    """A padding by name, in pixels on each side."""
-    return {"same": kernel_size // 2, "valid": 0}[padding] if isinstance(padding, str) else padding
+    """A padding by name, in pixels on each side; less than 0 for a name that there is not."""
+    return {"same": kernel_size // 2, "valid": 0}.get(padding, -1) if isinstance(padding, str) else padding
 
 
 def _are_of(dtype: torch.dtype, *tensors: Tensor | None) -> bool:

@@ -48,11 +48,17 @@ class Arena:
         return block
 
     def return_gaps(self) -> None:
-        """Their pages go back to the system."""
-        with self.taking:
+        """Their pages go back to the system, unless some are being taken: even by this thread, where a training that is
+        given up is collected meanwhile."""
+        if not self.taking.acquire(blocking=False):
+            return
+        try:
             self._close_gaps()
             for begin, end in self.gaps:
-                self.memory.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+                with suppress(OSError):  # of memory that may not be swapped out
+                    self.memory.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+        finally:
+            self.taking.release()
 
     def _take(self, whole: int) -> int | None:
         """Where so many bytes begin."""
@@ -96,7 +102,8 @@ if hasattr(os, "register_at_fork"):
 
 def return_free_memory() -> None:
     """To the system, at the end of a training: the memory of outputs that are no more."""
-    if (arena := _arena()) is not None:
+    arena = _arena() if _arena.cache_info().currsize else None
+    if arena is not None:
         arena.return_gaps()
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import _profiler_enabled  # pyright: ignore[reportPrivateImportUsage]
 from torch.autograd.graph import increment_version
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from cifarlab.kernels.compiled import first_of, parallel_region
 
@@ -71,7 +72,12 @@ class OwnStep(torch.optim.Optimizer):
         raise NotImplementedError
 
     def step(self, closure: Any = None) -> Any:
-        hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+        hooks = (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+        )
         return self._watched_step(closure) if hooks or _profiler_enabled() else self._step(closure)
 
     # PyTorch would wrap it as it does `_watched_step`, which takes a tenth of a small network's step.
@@ -203,7 +209,11 @@ class _Plan:
             gradient = weight.grad
             if gradient is None:
                 places.append(None)
-            elif _is_plain(gradient) and (gradient.stride() == strides or _lies_as(weight, gradient)):
+            elif (
+                _is_plain(gradient)
+                and gradient.shape == weight.shape
+                and (gradient.stride() == strides or _lies_as(weight, gradient))
+            ):
                 places.append(gradient.data_ptr())
             else:
                 return None

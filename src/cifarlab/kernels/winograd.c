@@ -1,8 +1,8 @@
 /* Convolutions with stride 1, with or without rows and columns of zeros around, by Winograd's method (Lavin and Gray,
  * "Fast Algorithms for Convolutional Neural Networks", CVPR 2016). A tile of SIDE x SIDE inputs gives OUT x OUT outputs
- * for SIDE x SIDE multiplications: F(4x4, 3x3) has 36 in place of 144, F(2x2, 5x5) 36 in place of 100, F(2x2, 3x3) 16 in
- * place of 36. Pictures are (N, H, W, C), outputs with C a multiple of 8. A block of tiles is transformed, multiplied and
- * transformed back before the next one, so that what is between stays in a core's cache.
+ * for SIDE x SIDE multiplications: F(4x4, 3x3) has 36 in place of 144, F(6x6, 3x3) 64 in place of 324, F(2x2, 5x5) 36 in
+ * place of 100, F(2x2, 3x3) 16 in place of 36. Pictures are (N, H, W, C), outputs with C a multiple of 8. A block of tiles
+ * is transformed, multiplied and transformed back before the next one, so that what is between stays in a cache.
  *
  * 2x2 max-pooling and ReLU may follow at once: with pooling the largest of four outputs is all that is written. One byte
  * of each output then says which of the four it was, or, without pooling, 0; and DEAD where ReLU made it 0. The gradient
@@ -41,7 +41,7 @@ typedef struct {
     long strides[4];
     long size, first_tap;  /* rows and columns that `weight` has, and where in the kernel; the others are zeros */
     float *bias;           /* of the outputs, or its gradient; may be NULL */
-    word *transformed;     /* weights: [panel][point][channel][PANEL], or [point][panel]... */
+    word *transformed;     /* weights: [u_plane][channel][PANEL] */
     float *sums;           /* of the weights' gradient, else NULL: [part][point][panel][channel / GROUP][GROUP][PANEL] */
     float *bias_sums;      /* [part][panel][PANEL * PAIR], of whole vectors */
     char *workspace;       /* `workspace_bytes` of each thread */
@@ -70,8 +70,8 @@ INLINE place place_of(const task *t, long tile) {
     return (place){row / rows, row % rows * OUT, (uint32_t)tile % columns * OUT};
 }
 
-/* ---- transforms of a line, by the paper's matrices: at the points 0, 1, -1, infinity, with 2, -2, and with 1/2, -1/2.
- * Elements are `s` and `t` vectors apart. ---- */
+/* ---- transforms of a line, by the paper's method: at the points 0, 1, -1 and infinity, from a SIDE of 6 on 2 and -2, and
+ * of 8 on 1/2 and -1/2, at which weights are divided by 32 and outputs multiplied. Elements are `s` and `t` vectors apart. ---- */
 
 INLINE void input_line(const vector *d, int s, vector *v, int t) { /* B^T d: SIDE to SIDE */
 #if SIDE == 4
@@ -81,8 +81,10 @@ INLINE void input_line(const vector *d, int s, vector *v, int t) { /* B^T d: SID
     v[3 * t] = d[s] - d[3 * s];
 #elif SIDE == 8
     vector even = d[2 * s] - 4.25f * d[4 * s] + d[6 * s], odd = d[s] - 4.25f * d[3 * s] + d[5 * s];
-    vector even_2 = 0.25f * d[2 * s] - 1.25f * d[4 * s] + d[6 * s], odd_2 = 0.5f * d[s] - 2.5f * d[3 * s] + 2.0f * d[5 * s];
-    vector even_half = 4.0f * d[2 * s] - 5.0f * d[4 * s] + d[6 * s], odd_half = 2.0f * d[s] - 2.5f * d[3 * s] + 0.5f * d[5 * s];
+    vector even_2 = 0.25f * d[2 * s] - 1.25f * d[4 * s] + d[6 * s];
+    vector odd_2 = 0.5f * d[s] - 2.5f * d[3 * s] + 2.0f * d[5 * s];
+    vector even_half = 4.0f * d[2 * s] - 5.0f * d[4 * s] + d[6 * s];
+    vector odd_half = 2.0f * d[s] - 2.5f * d[3 * s] + 0.5f * d[5 * s];
     v[0] = d[0] - d[6 * s] + 5.25f * (d[4 * s] - d[2 * s]);
     v[t] = even + odd;
     v[2 * t] = even - odd;
@@ -110,7 +112,7 @@ INLINE void output_line(const vector *m, int s, vector *y, int t) { /* A^T m: SI
     y[t] = difference - m[3 * s];
 #elif SIDE == 8
     vector sum_2 = m[3 * s] + m[4 * s], difference_2 = m[3 * s] - m[4 * s];
-    vector sum_half = m[5 * s] + m[6 * s], difference_half = m[5 * s] - m[6 * s]; /* times 32 */
+    vector sum_half = m[5 * s] + m[6 * s], difference_half = m[5 * s] - m[6 * s];
     y[0] = m[0] + sum + sum_2 + 32.0f * sum_half;
     y[t] = difference + 2.0f * difference_2 + 16.0f * difference_half;
     y[2 * t] = sum + 4.0f * sum_2 + 8.0f * sum_half;
@@ -138,8 +140,10 @@ INLINE void gradient_line(const vector *y, int s, vector *z, int t) { /* A y: OU
     z[3 * t] = -y[s];
 #elif SIDE == 8
     vector even = y[0] + y[2 * s] + y[4 * s], odd = y[s] + y[3 * s] + y[5 * s];
-    vector even_2 = y[0] + 4.0f * y[2 * s] + 16.0f * y[4 * s], odd_2 = 2.0f * y[s] + 8.0f * y[3 * s] + 32.0f * y[5 * s];
-    vector even_half = 32.0f * y[0] + 8.0f * y[2 * s] + 2.0f * y[4 * s], odd_half = 16.0f * y[s] + 4.0f * y[3 * s] + y[5 * s];
+    vector even_2 = y[0] + 4.0f * y[2 * s] + 16.0f * y[4 * s];
+    vector odd_2 = 2.0f * y[s] + 8.0f * y[3 * s] + 32.0f * y[5 * s];
+    vector even_half = 32.0f * y[0] + 8.0f * y[2 * s] + 2.0f * y[4 * s];
+    vector odd_half = 16.0f * y[s] + 4.0f * y[3 * s] + y[5 * s];
     z[0] = y[0];
     z[t] = even + odd;
     z[2 * t] = even - odd;
@@ -455,7 +459,7 @@ INLINE void write_outputs(const task *t, enum form form, long first, long last, 
     }
 }
 
-/* m[point][tile][PANEL], of one point */
+/* m[point][tile][PANEL] of a panel, at one point */
 INLINE void multiply_point(const task *t, long tiles, long panel, long p, const element *v, float *m) {
     long row_of_v = whole_groups(t->x.channels) / PER_WORD, depth = depth_of(t->x.channels);
     const word *u = t->transformed + u_plane(t, panel, p) * depth * PANEL;
@@ -604,7 +608,8 @@ static void sum_gradients(const task *t, long part, word *v, word *z) {
             for (long column = 0; column < wide; column += PANEL)
                 for (long c = 0; c < ci; c += GROUP_ROWS)
                     (t->y.channels - column > LANES ? product_of_group : product_of_group_half)(
-                        v + p * x_plane(t) + c / GROUP * GROUP * MOST_DEPTH + c % GROUP, 1, GROUP, z + p * z_plane(t) + column * MOST_DEPTH, PANEL,
+                        v + p * x_plane(t) + c / GROUP * GROUP * MOST_DEPTH + c % GROUP, 1, GROUP,
+                        z + p * z_plane(t) + column * MOST_DEPTH, PANEL,
                         sums + (p * wide + column) * ci + c * PANEL, PANEL, depth, first > begin);
     }
 }
@@ -670,7 +675,7 @@ void plan(task *t) {
     t->tile_rows = (t->y.h / pooled * pooled + OUT - 1) / OUT;
     t->tile_columns = (t->y.w / pooled * pooled + OUT - 1) / OUT;
     long fitting = MOST_BYTES / (POINTS * whole_groups(t->x.channels) * sizeof(element)) / ROWS * ROWS;
-    long of_a_thread = (all_tiles(t) / t->threads + ROWS - 1) / ROWS * ROWS;
+    long of_a_thread = ((all_tiles(t) + t->threads - 1) / t->threads + ROWS - 1) / ROWS * ROWS;
     t->block = larger(ROWS, smaller(smaller(fitting, MOST_TILES), of_a_thread));
 }
 

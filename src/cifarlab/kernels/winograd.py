@@ -21,7 +21,7 @@ TILES_OF_A_PART = 64  # at least, of the gradient of the weights
 MOST_BYTES_OF_PARTS = 64 << 20
 LEAST_SAVING = 1.2  # multiplications of PyTorch's convolution over ours, below which the transforms cost more
 LEAST_TILES = 64  # of a batch, below which transforming the weights costs more
-WIDE_COSTS = 1.3  # times its multiplications, what a tile of 8x8 inputs takes beside one of 6x6
+WIDE_COSTS = 1.3  # a multiplication with tiles of 8x8 inputs beside one with 6x6: of 12x12 pixels both take as long
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Kernels:
         return self.side - self.kernel_size + 1
 
 
-KERNELS = (  # the first of its type and size that can run is taken, and what follows with as large a panel
+# The first of its type and size that can run is taken, and what follows of the same processor: with as large a panel.
+KERNELS = (
     Kernels("winograd-avx512_bf16-3x3", torch.bfloat16, 3, 4, 32),
     Kernels("winograd-avx512-3x3", torch.float32, 3, 6, 32),
     Kernels("winograd-avx512-5x5", torch.float32, 5, 6, 32),
