@@ -21,7 +21,9 @@ TILES_OF_A_PART = 64  # at least, of the gradient of the weights
 MOST_BYTES_OF_PARTS = 64 << 20
 LEAST_SAVING = 1.2  # multiplications of PyTorch's convolution over ours, below which the transforms cost more
 LEAST_TILES = 64  # of a batch, below which transforming the weights costs more
-WIDE_COSTS = 1.3  # a multiplication with tiles of 8x8 inputs beside one with 6x6: of 12x12 pixels both take as long
+WIDE_COSTS = (
+    1.3  # a multiplication with tiles of 8x8 inputs beside one with 6x6: in 12x12 pixels both are as fast
+)
 
 
 @dataclass(frozen=True)
